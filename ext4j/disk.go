@@ -1,0 +1,305 @@
+package ext4j
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"kagami/ext4j/epoch"
+)
+
+// Image is the local copy of a disk; images.Image implements it.
+type Image interface {
+	io.ReaderAt
+	io.WriterAt
+	Size() int64
+	// WriteZeroes makes a range read as zeros, keeping its space if noHole.
+	WriteZeroes(off, n int64, noHole bool) error
+	// Trim makes a range read as zeros and gives its space back.
+	Trim(off, n int64) error
+	// Datasync makes all completed changes durable; an error is final.
+	Datasync() error
+	// NextData finds the next allocated extent; io.EOF after the last.
+	NextData(off int64) (start, end int64, err error)
+}
+
+// Disk is one disk of a group and the device behind its export. All methods
+// are safe for concurrent use. Ranges are already checked against Size.
+type Disk struct {
+	g     *Group
+	slot  uint32
+	img   Image
+	locks rangeLock
+	sync  syncer
+
+	mu      sync.Mutex
+	clients int
+	entry   chan struct{} // non-nil while the first client's implicit FLUSH runs
+}
+
+// AddDisk adds a disk before the group's gate is first opened.
+func (g *Group) AddDisk(slot uint32, img Image) *Disk {
+	d := &Disk{g: g, slot: slot, img: img}
+	d.sync.run = d.datasync
+	g.disks[slot] = d
+	return d
+}
+
+// Size is the disk's length in bytes.
+func (d *Disk) Size() int64 { return d.img.Size() }
+
+// Opened counts a client in. The first one after a time without any starts an
+// implicit FLUSH, and no request of any client is served before it returns:
+// nobody may read, and so tell the world, what the other site could lose.
+func (d *Disk) Opened() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.clients++
+	if d.clients > 1 || d.entry != nil {
+		return
+	}
+	done := make(chan struct{})
+	d.entry = done
+	d.g.wg.Add(1)
+	go func() {
+		defer d.g.wg.Done()
+		if err := d.g.enter(); err == nil {
+			err = d.flush()
+			d.g.leave()
+			if err != nil && !errors.Is(err, ErrGone) {
+				d.g.Fail(err)
+			}
+		}
+		d.mu.Lock()
+		d.entry = nil
+		d.mu.Unlock()
+		close(done)
+	}()
+}
+
+// Closed counts a client out.
+func (d *Disk) Closed() {
+	d.mu.Lock()
+	d.clients--
+	d.mu.Unlock()
+}
+
+// Clients is the number of clients attached.
+func (d *Disk) Clients() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.clients
+}
+
+// WouldBlock is a hint that a request may wait for more than the local image.
+func (d *Disk) WouldBlock() bool {
+	d.mu.Lock()
+	entering := d.entry != nil
+	d.mu.Unlock()
+	g := d.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return entering || g.gate == gateClosed || g.q.bytes*2 > g.limits.QueueBytes
+}
+
+// begin admits a request; it pairs with g.leave.
+func (d *Disk) begin() error {
+	d.mu.Lock()
+	entry := d.entry
+	d.mu.Unlock()
+	if entry != nil {
+		<-entry
+	}
+	return d.g.enter()
+}
+
+// ReadAt fills p from the local image.
+func (d *Disk) ReadAt(p []byte, off int64) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.g.leave()
+	if _, err := d.img.ReadAt(p, off); err != nil {
+		return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
+	}
+	return nil
+}
+
+// WriteAt writes p; with fua it returns when p is durable at both sites.
+func (d *Disk) WriteAt(p []byte, off int64, fua bool) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.g.leave()
+	for n := int64(0); len(p) > 0; p, off = p[n:], off+n {
+		n = piece(off, int64(len(p)), epoch.MaxPayload)
+		if err := d.write(p[:n], off); err != nil {
+			return err
+		}
+	}
+	return d.afterwards(fua)
+}
+
+// WriteZeroes makes a range read as zeros.
+func (d *Disk) WriteZeroes(off, n int64, noHole, fua bool) error {
+	return d.zero(epoch.TypeZero, off, n, fua, func(off, n int64) error { return d.img.WriteZeroes(off, n, noHole) })
+}
+
+// Trim makes a range read as zeros and gives its space back.
+func (d *Disk) Trim(off, n int64, fua bool) error {
+	return d.zero(epoch.TypeTrim, off, n, fua, d.img.Trim)
+}
+
+// Flush returns when every write answered before it is durable at both sites.
+func (d *Disk) Flush() error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.g.leave()
+	return d.flush()
+}
+
+func (d *Disk) afterwards(fua bool) error {
+	if !fua {
+		return nil
+	}
+	return d.flush()
+}
+
+// flush closes the epoch and waits for both halves of the promise at once:
+// the local fdatasync (begun after the call) and the replica's acknowledgement.
+func (d *Disk) flush() error {
+	d.g.mu.Lock()
+	d.g.stats.Flushes++
+	d.g.mu.Unlock()
+	b := d.g.closeEpoch(epoch.ByFlush)
+	local := d.sync.request()
+	err := <-local
+	if err == nil {
+		err = d.g.waitAcked(b)
+	}
+	return err
+}
+
+// datasync is one fdatasync of the image. Its failure is final for the group:
+// what was written since the last good one is suspect.
+func (d *Disk) datasync() error {
+	token := d.g.rec.SyncBegin(d.slot)
+	if err := d.img.Datasync(); err != nil {
+		err = fmt.Errorf("fdatasync of the image of disk %d: %w", d.slot, err)
+		d.g.Fail(err)
+		return err
+	}
+	d.g.rec.SyncEnd(d.slot, token)
+	return nil
+}
+
+// piece is how much of n bytes at off fits one record: up to the next multiple of limit.
+func piece(off, n, limit int64) int64 { return min(n, limit-off%limit) }
+
+// write applies and queues one record's worth of a guest write.
+func (d *Disk) write(p []byte, off int64) error {
+	n := int64(len(p))
+	if err := d.g.reserve(n); err != nil {
+		return err
+	}
+	l := d.locks.lock(off, n)
+	defer d.locks.unlock(l)
+	if err := d.g.rec.Acquire(d.g.ctx, d.slot, off, n); err != nil {
+		return d.g.acquireError(err)
+	}
+	_, werr := d.img.WriteAt(p, off)
+	var payload []byte
+	if !d.g.detached {
+		payload = append(make([]byte, 0, n), p...)
+	}
+	if werr != nil && !d.g.detached {
+		if payload, werr = d.salvage(off, n, werr); payload == nil {
+			d.g.rec.Release(d.slot, off, n, ^epoch.LSN(0)) // never leaves: its content is unknown
+			return werr
+		}
+	}
+	lsn := d.g.append(epoch.Record{Type: epoch.TypeWrite, Disk: d.slot, Offset: uint64(off), Length: uint64(n), Payload: payload})
+	d.g.rec.Release(d.slot, off, n, lsn)
+	return werr
+}
+
+// salvage returns what the image holds after a failed write, so that the
+// replica gets just that. If it cannot be read, the group has failed.
+func (d *Disk) salvage(off, n int64, cause error) ([]byte, error) {
+	cause = fmt.Errorf("write %d bytes at %d: %w", n, off, cause)
+	now := make([]byte, n)
+	if _, err := d.img.ReadAt(now, off); err != nil {
+		cause = fmt.Errorf("%w; and what the image holds there now cannot be read: %w", cause, err)
+		d.g.Fail(cause)
+		return nil, cause
+	}
+	return now, cause
+}
+
+// zero applies and queues a zero or trim, in pieces of at most MaxExtent.
+func (d *Disk) zero(t epoch.Type, off, n int64, fua bool, do func(off, n int64) error) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.g.leave()
+	for n > 0 {
+		k := piece(off, n, d.g.extent)
+		if err := d.zeroPiece(t, off, k, do); err != nil {
+			return err
+		}
+		off, n = off+k, n-k
+	}
+	return d.afterwards(fua)
+}
+
+func (d *Disk) zeroPiece(t epoch.Type, off, n int64, do func(off, n int64) error) error {
+	if err := d.g.reserve(0); err != nil {
+		return err
+	}
+	l := d.locks.lock(off, n)
+	defer d.locks.unlock(l)
+	if err := d.g.rec.Acquire(d.g.ctx, d.slot, off, n); err != nil {
+		return d.g.acquireError(err)
+	}
+	if err := do(off, n); err != nil {
+		// How much of the range was zeroed is unknown: ship what is there.
+		lsn, serr := d.shipRange(off, n)
+		d.g.rec.Release(d.slot, off, n, lsn)
+		return errors.Join(fmt.Errorf("%s %d bytes at %d: %w", t, n, off, err), serr)
+	}
+	lsn := d.g.append(epoch.Record{Type: t, Disk: d.slot, Offset: uint64(off), Length: uint64(n)})
+	d.g.rec.Release(d.slot, off, n, lsn)
+	return nil
+}
+
+// shipRange queues the present content of a range whose lock is held, after a
+// zero or trim that failed half-way. It does not wait for queue space: the
+// range is at most MaxExtent and the case is rare.
+func (d *Disk) shipRange(off, n int64) (epoch.LSN, error) {
+	last := ^epoch.LSN(0)
+	for n > 0 && !d.g.detached {
+		k := piece(off, n, epoch.MaxPayload)
+		p := make([]byte, k)
+		if _, err := d.img.ReadAt(p, off); err != nil {
+			err = fmt.Errorf("read back %d bytes at %d: %w", k, off, err)
+			d.g.Fail(err)
+			return ^epoch.LSN(0), err
+		}
+		last = d.g.append(epoch.Record{Type: epoch.TypeWrite, Disk: d.slot, Offset: uint64(off), Length: uint64(k), Payload: p})
+		off, n = off+k, n-k
+	}
+	return last, nil
+}
+
+// acquireError turns the end of the group's context into the group's error,
+// and any other failure of the record of changes into the group's end.
+func (g *Group) acquireError(err error) error {
+	if final := g.Err(); final != nil {
+		return final
+	}
+	err = fmt.Errorf("record changed regions: %w", err)
+	g.Fail(err)
+	return err
+}

@@ -1,0 +1,74 @@
+package ext4j
+
+import (
+	"context"
+	"time"
+
+	"kagami/ext4j/epoch"
+)
+
+// Drain stops taking requests (new ones wait), lets the running ones end,
+// makes the images durable and waits until the replica has everything. It
+// returns the position reached; the caller writes the clean mark with it. When
+// ctx ends first, the group is not drained and the error says so. The gate
+// stays closed either way.
+//
+// Running requests are waited for only as long as they can end: with the link
+// lost a FLUSH may wait for ever, hence ctx.
+func (g *Group) Drain(ctx context.Context) (epoch.Pos, error) {
+	stop := context.AfterFunc(ctx, func() {
+		g.mu.Lock()
+		g.cond.Broadcast()
+		g.mu.Unlock()
+	})
+	defer stop()
+	g.CloseGate()
+	g.mu.Lock()
+	for g.running > 0 && g.err == nil && ctx.Err() == nil {
+		g.cond.Wait()
+	}
+	g.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return epoch.Pos{}, context.Cause(ctx)
+	}
+	g.closeEpoch(epoch.ByStop)
+	if err := g.SyncImages(); err != nil {
+		return epoch.Pos{}, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.err == nil && ctx.Err() == nil && (g.hold || g.acked+1 < g.q.next()) {
+		g.cond.Wait()
+	}
+	switch {
+	case g.err != nil:
+		return epoch.Pos{}, g.err
+	case ctx.Err() != nil:
+		return epoch.Pos{}, context.Cause(ctx)
+	}
+	return epoch.Pos{Lineage: g.lineage, Session: g.session, LSN: g.acked}, nil
+}
+
+// pressureInterval is how often the recorder is asked whether requests wait
+// for regions to leave it. They wait at most this long before the work that
+// lets regions leave is begun.
+const pressureInterval = 20 * time.Millisecond
+
+// relieve makes regions leave a full recorder: it closes the epoch, so that
+// the replica can acknowledge it, and makes the images durable.
+func (g *Group) relieve() {
+	defer g.wg.Done()
+	tick := time.NewTicker(pressureInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-g.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if g.rec.Pressure() {
+			g.closeEpoch(epoch.BySize)
+			_ = g.SyncImages() // its failure ends the group, and with it this loop
+		}
+	}
+}

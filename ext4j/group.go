@@ -1,0 +1,434 @@
+package ext4j
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"kagami/ext4j/epoch"
+)
+
+// ErrGone is returned by requests that a closing group leaves undone. The
+// export must drop the client's connection without an answer.
+var ErrGone = errors.New("group is going away")
+
+// Recorder is the durable record of what may differ between the sites:
+// activelog.Log while there is a replica, changemap.Map while there is none.
+type Recorder interface {
+	// Acquire returns when every region in [off, off+n) of the disk is durable in the record, and pins it there.
+	Acquire(ctx context.Context, disk uint32, off, n int64) error
+	// Release unpins; the pwrite has returned and last is the newest record that touched the range.
+	Release(disk uint32, off, n int64, last epoch.LSN)
+	// Acked tells that the replica has every record up to lsn.
+	Acked(lsn epoch.LSN)
+	// SyncBegin and SyncEnd bracket an fdatasync of the disk's image that succeeded.
+	SyncBegin(disk uint32) uint64
+	SyncEnd(disk uint32, token uint64)
+	// Pressure reports that Acquire waits for regions to leave.
+	Pressure() bool
+}
+
+// Limits bound a group. Sizes are bytes.
+type Limits struct {
+	QueueBytes int64         // unacknowledged records in memory; writes wait beyond it
+	EpochBytes int64         // an epoch that nobody flushes is closed at this size
+	EpochAge   time.Duration // and at this age
+}
+
+// Options make a Group.
+type Options struct {
+	Recorder Recorder
+	Limits   Limits
+	// Detached: there is no replica; records are numbered but not kept.
+	Detached bool
+	// MaxExtent bounds one zero or trim record, bytes; 0 means epoch.MaxExtent.
+	// It must fit the recorder.
+	MaxExtent int64
+}
+
+// gate says whether requests may proceed.
+type gate uint8
+
+const (
+	gateClosed gate = iota // requests wait
+	gateOpen
+)
+
+// Group is the source side of one consistency group: see the package comment.
+type Group struct {
+	rec      Recorder
+	limits   Limits
+	detached bool
+	extent   int64           // see Options.MaxExtent
+	ctx      context.Context // ends when the group fails or closes
+	cancel   context.CancelCauseFunc
+	disks    map[uint32]*Disk // fixed after the last AddDisk
+
+	mu      sync.Mutex
+	cond    *sync.Cond // gate, queue space, acked, running, err
+	gate    gate
+	err     error // final: failure or ErrGone
+	running int   // requests past the gate
+	lineage epoch.UUID
+	session uint64
+	q       queue
+	acked   epoch.LSN // durable at the replica
+	closed  epoch.LSN // LSN of the last Close record
+	open    openEpoch
+	hold    bool      // a resync: epochs stay open, memory is freed on receipt
+	floor   epoch.LSN // the resync's Close record; unreachable while it is not known
+	timer   *time.Timer
+	flushes int         // FLUSHes waiting for the replica
+	wake    func()      // tells the sender that Take has something; may be nil
+	stats   Stats       // counters only
+	ackTime time.Time   // close time of the newest acknowledged epoch
+	marks   []closeMark // closed, not acknowledged
+	wg      sync.WaitGroup
+}
+
+// openEpoch is what has been written since the last Close record.
+type openEpoch struct {
+	first epoch.LSN
+	n     int
+	bytes int64
+	since time.Time
+}
+
+type closeMark struct {
+	lsn epoch.LSN
+	at  time.Time
+}
+
+// NewGroup makes a group with its gate closed and no session.
+func NewGroup(o Options) *Group {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	if o.MaxExtent <= 0 || o.MaxExtent > epoch.MaxExtent {
+		o.MaxExtent = epoch.MaxExtent
+	}
+	g := &Group{rec: o.Recorder, limits: o.Limits, detached: o.Detached, extent: o.MaxExtent, ctx: ctx, cancel: cancel,
+		disks: map[uint32]*Disk{}}
+	g.cond = sync.NewCond(&g.mu)
+	g.wg.Add(1)
+	go g.relieve()
+	return g
+}
+
+// Begin starts a session: records are numbered from next on and belong to
+// (lineage, session). What the queue still held is dropped: its content is in
+// the images and its regions are in the recorder, so with hold (a resync) the
+// scan that follows ships it. FLUSHes that were waiting wait for the end of
+// that scan: a session without hold may begin only before the gate first opens.
+func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.lineage, g.session = lineage, session
+	g.q.reset(next)
+	g.acked, g.closed = next-1, next-1
+	g.open, g.marks = openEpoch{}, nil
+	g.hold = hold
+	g.floor = ^epoch.LSN(0)
+	g.stopTimerLocked()
+	g.cond.Broadcast()
+}
+
+// SetWake names the function that Group calls, without locks held by the
+// caller's side, when Take may have something new. It must not block.
+func (g *Group) SetWake(f func()) {
+	g.mu.Lock()
+	g.wake = f
+	g.mu.Unlock()
+}
+
+// OpenGate lets requests through.
+func (g *Group) OpenGate() { g.setGate(gateOpen) }
+
+// CloseGate makes new requests wait.
+func (g *Group) CloseGate() { g.setGate(gateClosed) }
+
+func (g *Group) setGate(v gate) {
+	g.mu.Lock()
+	g.gate = v
+	g.cond.Broadcast()
+	g.mu.Unlock()
+}
+
+// Fail ends the group: every request, waiting or new, returns err. The first
+// error stays.
+func (g *Group) Fail(err error) {
+	g.mu.Lock()
+	g.failLocked(err)
+	g.mu.Unlock()
+}
+
+func (g *Group) failLocked(err error) {
+	if g.err == nil {
+		g.err = err
+		g.stopTimerLocked()
+		g.cancel(err)
+	}
+	g.cond.Broadcast()
+}
+
+// Err is the group's final error, nil while it lives.
+func (g *Group) Err() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
+// Close ends the group and waits for its goroutines. Requests still waiting
+// return ErrGone. Images are the caller's to close.
+func (g *Group) Close() {
+	g.Fail(ErrGone)
+	g.mu.Lock()
+	for g.running > 0 {
+		g.cond.Wait()
+	}
+	g.mu.Unlock()
+	for _, d := range g.disks {
+		d.sync.wait()
+	}
+	g.wg.Wait()
+}
+
+// enter admits a request, waiting while the gate is closed; leave ends it.
+func (g *Group) enter() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.gate == gateClosed && g.err == nil {
+		g.cond.Wait()
+	}
+	if g.err != nil {
+		return g.err
+	}
+	g.running++
+	return nil
+}
+
+func (g *Group) leave() {
+	g.mu.Lock()
+	g.running--
+	if g.running == 0 {
+		g.cond.Broadcast()
+	}
+	g.mu.Unlock()
+}
+
+// reserve waits until the queue has room for a record with n bytes of payload.
+// An empty queue always has.
+func (g *Group) reserve(n int64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for !g.detached && g.err == nil && g.q.bytes > 0 && g.q.bytes+n+recordOverhead > g.limits.QueueBytes {
+		g.closeLocked(epoch.BySize) // or the acknowledgement that makes room would never come
+		g.stats.Stalls++
+		g.cond.Wait()
+	}
+	return g.err
+}
+
+// append gives r the next LSN and queues it. The caller holds the range lock
+// and has completed the pwrite.
+func (g *Group) append(r epoch.Record) epoch.LSN {
+	g.mu.Lock()
+	lsn := g.appendLocked(r)
+	if g.open.bytes >= g.limits.EpochBytes {
+		g.closeLocked(epoch.BySize)
+	}
+	wake := g.wake
+	g.mu.Unlock()
+	if wake != nil {
+		wake()
+	}
+	return lsn
+}
+
+func (g *Group) appendLocked(r epoch.Record) epoch.LSN {
+	r.Lineage, r.Session, r.LSN = g.lineage, g.session, g.q.next()
+	r.Seal()
+	g.push(r)
+	if g.open.n == 0 {
+		g.open = openEpoch{first: r.LSN, since: time.Now()}
+		g.startTimerLocked()
+	}
+	g.open.n++
+	g.open.bytes += int64(len(r.Payload)) + epoch.HeaderSize
+	g.stats.count(&r)
+	return r.LSN
+}
+
+func (g *Group) push(r epoch.Record) {
+	g.q.push(r)
+	if g.detached {
+		g.q.drop(r.LSN)
+	}
+}
+
+// closeLocked ends the open epoch and returns the LSN of the last Close
+// record. An empty epoch is not closed; a resync's stays open.
+func (g *Group) closeLocked(why epoch.Reason) epoch.LSN {
+	if g.open.n == 0 || (g.hold && why != epoch.ByResync) {
+		return g.closed
+	}
+	now := time.Now()
+	info := epoch.CloseInfo{TimeNs: now.UnixNano(), Reason: why, First: g.open.first, Bytes: uint64(g.open.bytes)}
+	payload := info.Encode()
+	r := epoch.Record{Type: epoch.TypeClose, Disk: epoch.GroupWide, Length: uint64(len(payload)), Payload: payload,
+		Lineage: g.lineage, Session: g.session, LSN: g.q.next()}
+	r.Seal()
+	g.push(r)
+	g.closed, g.open = r.LSN, openEpoch{}
+	g.stopTimerLocked()
+	g.stats.Epochs++
+	if g.detached {
+		g.acked, g.ackTime = r.LSN, now
+	} else {
+		g.marks = append(g.marks, closeMark{r.LSN, now})
+	}
+	return r.LSN
+}
+
+func (g *Group) startTimerLocked() {
+	if g.limits.EpochAge <= 0 {
+		return
+	}
+	lsn := g.open.first
+	g.timer = time.AfterFunc(g.limits.EpochAge, func() { g.closeAged(lsn) })
+}
+
+func (g *Group) stopTimerLocked() {
+	if g.timer != nil {
+		g.timer.Stop()
+		g.timer = nil
+	}
+}
+
+// closeAged closes the open epoch if it is still the one that began with first.
+func (g *Group) closeAged(first epoch.LSN) {
+	g.mu.Lock()
+	if g.err == nil && g.open.n > 0 && g.open.first == first {
+		g.closeLocked(epoch.ByTime)
+	}
+	wake := g.wake
+	g.mu.Unlock()
+	if wake != nil {
+		wake()
+	}
+}
+
+// barrier is what a FLUSH waits for at the replica: the acknowledgement of lsn
+// in its session, or of the end of the resync that it met or that came after.
+type barrier struct {
+	session uint64
+	lsn     epoch.LSN
+	resync  bool
+}
+
+// closeEpoch ends the open epoch for a FLUSH and returns the barrier that
+// covers every record so far.
+func (g *Group) closeEpoch(why epoch.Reason) barrier {
+	g.mu.Lock()
+	b := barrier{session: g.session, lsn: g.closeLocked(why), resync: g.hold}
+	wake := g.wake
+	g.mu.Unlock()
+	if wake != nil {
+		wake()
+	}
+	return b
+}
+
+// waitAcked returns when the replica has everything that b covers.
+func (g *Group) waitAcked(b barrier) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.flushes++
+	defer func() { g.flushes-- }()
+	for g.err == nil {
+		target := b.lsn
+		if b.resync || g.session != b.session {
+			target = g.floor // set when the resync's end is known; unreachable until then
+		}
+		if g.acked >= target {
+			return nil
+		}
+		g.cond.Wait()
+	}
+	return g.err
+}
+
+// Acked brings the replica's acknowledgement: received records are in its
+// spool, durable ones survive its crash. Acks of another session are ignored.
+func (g *Group) Acked(session uint64, received, durable epoch.LSN) error {
+	g.mu.Lock()
+	if session != g.session || g.err != nil {
+		g.mu.Unlock()
+		return nil
+	}
+	if received >= g.q.next() || durable > received {
+		next := g.q.next()
+		g.mu.Unlock()
+		return fmt.Errorf("the replica acknowledged record %d (durable %d), but the last one is %d", received, durable, next-1)
+	}
+	if g.hold {
+		g.q.drop(received) // the images still have it; a broken resync starts anew
+	}
+	if durable > g.acked {
+		g.acked = durable
+		g.q.drop(durable)
+		for len(g.marks) > 0 && g.marks[0].lsn <= durable {
+			g.ackTime, g.marks = g.marks[0].at, g.marks[1:]
+		}
+	}
+	acked := g.acked
+	g.cond.Broadcast()
+	g.mu.Unlock()
+	g.rec.Acked(acked)
+	return nil
+}
+
+// Resume continues the session after its link was lost: the replica has
+// everything up to durable, the rest is sent again. It returns false when the
+// replica has less than it had acknowledged, or more than was ever sent, or
+// when a resync was under way: a new session with a resync is needed.
+func (g *Group) Resume(durable epoch.LSN) bool {
+	g.mu.Lock()
+	if g.hold || durable < g.acked || durable >= g.q.next() {
+		g.mu.Unlock()
+		return false
+	}
+	session := g.session
+	g.q.rewind()
+	g.mu.Unlock()
+	return g.Acked(session, durable, durable) == nil
+}
+
+// Take hands out the next run of consecutive records to ship: at most limit,
+// and no more payload than budget bytes unless a single record is larger.
+// Records stay queued until they are acknowledged.
+func (g *Group) Take(budget, limit int) []epoch.Record {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.q.take(budget, limit)
+}
+
+// Requeue gives back records of a session that were lost with a connection.
+func (g *Group) Requeue(session uint64, first, last epoch.LSN) {
+	g.mu.Lock()
+	if session == g.session {
+		g.q.requeue(first, last)
+	}
+	wake := g.wake
+	g.mu.Unlock()
+	if wake != nil {
+		wake()
+	}
+}
+
+// Unsent reports whether Take has something, and whether a FLUSH waits for it.
+func (g *Group) Unsent() (any, urgent bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.q.unsent(), g.flushes > 0
+}

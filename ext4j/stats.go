@@ -1,0 +1,66 @@
+package ext4j
+
+import (
+	"time"
+
+	"kagami/ext4j/epoch"
+)
+
+// Stats is a snapshot of a group's counters and state. Bytes are bytes.
+type Stats struct {
+	Records, Epochs  uint64
+	Writes, Zeros    uint64
+	WrittenBytes     uint64 // payload of guest writes
+	ZeroedBytes      uint64 // of zeros and trims
+	ResyncBytes      uint64 // payload shipped by first sync and resync
+	Flushes, Stalls  uint64
+	QueueBytes       int64
+	QueueRecords     int
+	UnackedFlushes   int
+	Next, Ack, Close epoch.LSN // next LSN to give; acknowledged; last Close record
+	Session          uint64
+	Lag              time.Duration // RPO: 0 when everything is acknowledged
+	Ready            bool          // the gate is open
+	Resyncing        bool
+}
+
+func (s *Stats) count(r *epoch.Record) {
+	s.Records++
+	switch {
+	case r.Flags&epoch.FlagResync != 0:
+		s.ResyncBytes += uint64(len(r.Payload))
+	case r.Type == epoch.TypeWrite:
+		s.Writes++
+		s.WrittenBytes += uint64(len(r.Payload))
+	case r.Type == epoch.TypeZero || r.Type == epoch.TypeTrim:
+		s.Zeros++
+		s.ZeroedBytes += r.Length
+	}
+}
+
+// Stats returns a snapshot.
+func (g *Group) Stats() Stats {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.stats
+	s.QueueBytes, s.QueueRecords, s.UnackedFlushes = g.q.bytes, len(g.q.recs), g.flushes
+	s.Next, s.Ack, s.Close, s.Session = g.q.next(), g.acked, g.closed, g.session
+	s.Ready, s.Resyncing = g.gate == gateOpen && g.err == nil, g.hold
+	if !g.detached && s.Next > s.Ack+1 {
+		s.Lag = g.lagLocked()
+	}
+	return s
+}
+
+// lagLocked is the age of the oldest thing the replica lacks.
+func (g *Group) lagLocked() time.Duration {
+	switch {
+	case len(g.marks) > 0 && !g.ackTime.IsZero():
+		return time.Since(g.ackTime)
+	case len(g.marks) > 0:
+		return time.Since(g.marks[0].at)
+	case g.open.n > 0:
+		return time.Since(g.open.since)
+	}
+	return 0
+}

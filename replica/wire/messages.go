@@ -1,0 +1,187 @@
+package wire
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"kagami/ext4j/epoch"
+)
+
+// Hello opens every connection; the dialler sends it.
+type Hello struct {
+	MinVersion int        `json:"min_version"`
+	MaxVersion int        `json:"max_version"`
+	Required   uint64     `json:"required_features"`
+	Optional   uint64     `json:"optional_features"`
+	Site       string     `json:"site"`
+	SiteID     epoch.UUID `json:"site_id"`
+	Link       epoch.UUID `json:"link"` // random, one for all connections of a link
+	Data       bool       `json:"data"` // a data connection; otherwise the control connection
+	Release    string     `json:"release"`
+}
+
+// Welcome answers Hello. Error is set when the connection is refused.
+type Welcome struct {
+	Version  int        `json:"version"`
+	Features uint64     `json:"features"`
+	Site     string     `json:"site"`
+	SiteID   epoch.UUID `json:"site_id"`
+	Seed     uint32     `json:"seed"` // of every checksum that follows on this link
+	Error    *Error     `json:"error,omitempty"`
+	Release  string     `json:"release"`
+}
+
+// KnownFeatures are the feature bits this release understands: none yet.
+const KnownFeatures uint64 = 0
+
+// Negotiate picks the version to speak with a peer that said h.
+func Negotiate(h Hello) (int, *Error) {
+	if unknown := h.Required &^ KnownFeatures; unknown != 0 {
+		return 0, Errorf(CodeVersion, "peer %s (%s) requires features %#x that this release does not have: upgrade this site", h.Site, h.Release, unknown)
+	}
+	v := min(h.MaxVersion, Version)
+	if v < MinVersion || v < h.MinVersion {
+		return 0, Errorf(CodeVersion, "peer %s (%s) speaks protocol %d to %d, this release %d to %d: upgrade the older site",
+			h.Site, h.Release, h.MinVersion, h.MaxVersion, MinVersion, Version)
+	}
+	return v, nil
+}
+
+// Code classes an error so that the other end can act on it.
+type Code string
+
+// Codes of version 1. A code that is not known counts as CodeFailed.
+const (
+	CodeFailed   Code = "failed"
+	CodeVersion  Code = "version"
+	CodeDenied   Code = "denied"    // the certificate does not allow it
+	CodeNotFound Code = "not-found" // no such group here
+	CodeFenced   Code = "fenced"    // this source was superseded by a promotion
+	CodeStale    Code = "stale"     // session or channel is an old one
+	CodeNoSpace  Code = "no-space"
+	CodeConflict Code = "conflict" // the group exists here in another shape
+	CodeBusy     Code = "busy"
+)
+
+// Error is an error that crosses the wire.
+type Error struct {
+	Code    Code   `json:"code"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Errorf makes an Error.
+func Errorf(c Code, format string, a ...any) *Error {
+	return &Error{Code: c, Message: fmt.Sprintf(format, a...)}
+}
+
+// Request asks the replica's site for something; responses may come in any order.
+type Request struct {
+	ID     uint64          `json:"id"`
+	Method string          `json:"method"`
+	Params json.RawMessage `json:"params,omitempty"`
+}
+
+// Response answers the request of the same ID.
+type Response struct {
+	ID     uint64          `json:"id"`
+	Error  *Error          `json:"error,omitempty"`
+	Result json.RawMessage `json:"result,omitempty"`
+}
+
+// Methods of version 1.
+const (
+	MethodAttach = "attach" // AttachRequest → AttachResponse
+	MethodHash   = "hash"   // HashRequest → HashResponse
+	MethodRemove = "remove" // RemoveRequest → nothing
+	MethodCheck  = "check"  // CheckRequest → CheckResponse
+	MethodDomain = "domain" // DomainRequest → nothing
+)
+
+// Disk describes one disk of a group. Slots are never reused within a group.
+type Disk struct {
+	Slot      uint32     `json:"slot"`
+	ID        epoch.UUID `json:"id"`
+	Name      string     `json:"name"`
+	Size      int64      `json:"size"`       // bytes
+	BlockSize int        `json:"block_size"` // logical, bytes
+}
+
+// Manifest describes a group as its source has it.
+type Manifest struct {
+	Name    string           `json:"name"`
+	ID      epoch.UUID       `json:"id"`
+	Lineage epoch.UUID       `json:"lineage"`
+	Past    []epoch.Pos      `json:"past,omitempty"` // where earlier lineages were left, oldest first
+	Session uint64           `json:"session"`
+	Disks   []Disk           `json:"disks"`
+	VM      string           `json:"vm,omitempty"`
+	Window  int64            `json:"window"` // most bytes the source has unacknowledged
+	Compat  map[string]int64 `json:"compat,omitempty"`
+}
+
+// AttachRequest ties a group's stream to this link; the records that follow
+// carry the channel that the response names. A session higher than the last
+// one makes the replica drop its partial epoch.
+type AttachRequest struct {
+	Manifest Manifest `json:"manifest"`
+	// Create allows the replica to make the group if it has none.
+	Create bool `json:"create"`
+	// Resync announces that everything up to the next SyncDone comes as one
+	// epoch and that guest I/O waits for it.
+	Resync bool `json:"resync"`
+}
+
+// AttachResponse says where the replica stands.
+type AttachResponse struct {
+	Channel  uint32     `json:"channel"`
+	Replica  epoch.UUID `json:"replica"`
+	Pos      epoch.Pos  `json:"pos"` // last durable epoch
+	Applied  epoch.LSN  `json:"applied"`
+	Complete bool       `json:"complete"` // the first sync has ended
+	Fresh    bool       `json:"fresh"`    // its images are new and read as zeros
+	// Damaged: the spool lost durable epochs after Pos, or an image was changed by someone else: compare everything.
+	Damaged string `json:"damaged,omitempty"`
+}
+
+// HashRequest asks for SHA-256 of chunks of a disk, image and spool together.
+type HashRequest struct {
+	Group   epoch.UUID `json:"group"`
+	Session uint64     `json:"session"`
+	Disk    uint32     `json:"disk"`
+	Chunk   int64      `json:"chunk"`   // bytes per chunk, 4 KiB to 1 MiB
+	Offsets []int64    `json:"offsets"` // at most MaxHashes
+}
+
+// MaxHashes bounds the chunks of one HashRequest.
+const MaxHashes = 1024
+
+// HashResponse has one hash per offset; the last chunk of a disk may be short.
+type HashResponse struct {
+	Sums [][]byte `json:"sums"`
+}
+
+// RemoveRequest ends a group at the replica. Its images are kept, renamed, unless Purge.
+type RemoveRequest struct {
+	Group epoch.UUID `json:"group"`
+	Purge bool       `json:"purge"`
+}
+
+// DomainRequest ships the VM's definition.
+type DomainRequest struct {
+	Group epoch.UUID `json:"group"`
+	XML   string     `json:"xml"`
+}
+
+// CheckRequest asks whether the site could take a group and boot its VM.
+type CheckRequest struct {
+	Manifest Manifest `json:"manifest"`
+	XML      string   `json:"xml,omitempty"`
+}
+
+// CheckResponse lists what stands in the way, in words; none means ready.
+type CheckResponse struct {
+	Problems []string `json:"problems"`
+	Warnings []string `json:"warnings"`
+}
