@@ -2,7 +2,6 @@ package ext4j
 
 import (
 	"context"
-	"time"
 
 	"kagami/ext4j/epoch"
 )
@@ -49,26 +48,17 @@ func (g *Group) Drain(ctx context.Context) (epoch.Pos, error) {
 	return epoch.Pos{Lineage: g.lineage, Session: g.session, LSN: g.acked}, nil
 }
 
-// pressureInterval is how often the recorder is asked whether requests wait
-// for regions to leave it. They wait at most this long before the work that
-// lets regions leave is begun.
-const pressureInterval = 20 * time.Millisecond
-
 // relieve makes regions leave a full recorder: it closes the epoch, so that
 // the replica can acknowledge it, and makes the images durable.
 func (g *Group) relieve() {
 	defer g.wg.Done()
-	tick := time.NewTicker(pressureInterval)
-	defer tick.Stop()
 	for {
 		select {
 		case <-g.ctx.Done():
 			return
-		case <-tick.C:
+		case <-g.rec.NeedsRoom():
 		}
-		if g.rec.Pressure() {
-			g.closeEpoch(epoch.BySize)
-			_ = g.SyncImages() // its failure ends the group, and with it this loop
-		}
+		g.closeEpoch(epoch.BySize)
+		_ = g.SyncImages() // its failure ends the group, and with it this loop
 	}
 }

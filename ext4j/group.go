@@ -26,8 +26,8 @@ type Recorder interface {
 	// SyncBegin and SyncEnd bracket an fdatasync of the disk's image that succeeded.
 	SyncBegin(disk uint32) uint64
 	SyncEnd(disk uint32, token uint64)
-	// Pressure reports that Acquire waits for regions to leave.
-	Pressure() bool
+	// NeedsRoom receives while Acquire waits for regions to leave. It may be nil.
+	NeedsRoom() <-chan struct{}
 }
 
 // Limits bound a group. Sizes are bytes.

@@ -1,0 +1,248 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"kagami/ext4j/epoch"
+	"kagami/images"
+	"kagami/replica/spool"
+	"kagami/replica/wire"
+)
+
+// Image is the replica of one disk; images.Image implements it.
+type Image interface {
+	io.ReaderAt
+	io.WriterAt
+	Size() int64
+	WriteZeroes(off, n int64, noHole bool) error
+	Trim(off, n int64) error
+	// Allocate reserves space for a range, its content unchanged.
+	Allocate(off, n int64) error
+	Datasync() error
+}
+
+// Limits of a replica group. Sizes are bytes.
+type Limits struct {
+	SegmentBytes int64
+	SpoolBytes   int64
+	WindowBytes  int64         // the most a source may have unacknowledged
+	ApplyBytes   int64         // apply when this much is spooled
+	ApplyAge     time.Duration // or when the oldest unapplied epoch is this old
+}
+
+// Options open a group.
+type Options struct {
+	FS      images.FS
+	Dir     string // the group's state folder; the spool is in Dir/spool
+	ID      epoch.UUID
+	Replica epoch.UUID
+	Images  map[uint32]Image
+	Limits  Limits
+	Codec   *wire.Codec
+	// Lineage and Session are the durable ones; Fresh says that the images
+	// were made just now and read as zeros.
+	Lineage epoch.UUID
+	Session uint64
+	Fresh   bool
+	// Damaged says why the images cannot be trusted ("" when they can).
+	Damaged string
+	// Persist makes a new (lineage, session) durable before it returns nil.
+	Persist func(lineage epoch.UUID, session uint64) error
+	// Event reports what an operator should know. It must not block.
+	Event func(text string)
+}
+
+// ErrFenced refuses a source that a promotion has superseded.
+var ErrFenced = errors.New("this source was superseded: the group was promoted here")
+
+// Group is the replica of one group. All methods are safe for concurrent use.
+type Group struct {
+	o     Options
+	spool *spool.Spool
+	mark  *spool.Mark
+
+	applying   sync.Mutex // one apply, hash or seal at a time
+	switching  sync.Mutex // one attach, seal or fall-back at a time
+	committing sync.Mutex // one spool commit, drop or reset at a time
+
+	mu       sync.Mutex
+	cond     *sync.Cond
+	err      error // final
+	lineage  epoch.UUID
+	session  uint64
+	channel  *Channel // the one whose records are taken; nil: none
+	expect   epoch.LSN
+	pending  map[epoch.LSN][]epoch.Record // by first LSN; all above expect
+	waiting  int64                        // bytes in pending
+	window   int64
+	full     bool // the spool had no room for expect
+	commitAt epoch.LSN
+	unacked  int64 // bytes appended since the last ack
+	durable  epoch.Pos
+	closedNs int64 // close time of the durable epoch
+	applied  epoch.Pos
+	complete bool        // at durable: a SyncDone record is at or below it
+	appliedC bool        // complete, at applied
+	syncDone epoch.LSN   // spooled, not yet in a durable epoch; 0: none
+	closes   []closeMark // spooled, not yet durable
+	fresh    bool
+	damaged  string
+	sealed   bool
+	stalled  string // why apply makes no progress, in words
+	since    time.Time
+	recovery string
+	counters Counters
+	closing  bool
+	kick     chan struct{} // one token: look whether to apply
+	wg       sync.WaitGroup
+}
+
+// closeMark is a Close record and its close time at the source, ns since 1970.
+type closeMark struct {
+	lsn epoch.LSN
+	ns  int64
+}
+
+// Counters of a group since the daemon started.
+type Counters struct {
+	Records, Duplicates, Epochs, Commits, Applies uint64
+	Bytes                                         uint64
+}
+
+// Open recovers a group from its folder and starts its goroutines.
+func Open(o Options) (*Group, error) {
+	g := &Group{o: o, lineage: o.Lineage, session: o.Session, fresh: o.Fresh, damaged: o.Damaged,
+		pending: map[epoch.LSN][]epoch.Record{}, kick: make(chan struct{}, 1)}
+	g.cond = sync.NewCond(&g.mu)
+	if g.o.Event == nil {
+		g.o.Event = func(string) {}
+	}
+	if err := g.recover(); err != nil {
+		return nil, err
+	}
+	g.wg.Add(2)
+	go g.commitLoop()
+	go g.applyLoop()
+	g.nudge()
+	return g, nil
+}
+
+// recover reads mark and spool: what is durable, what is applied, and whether
+// the copy is complete.
+func (g *Group) recover() error {
+	if err := g.o.FS.MkdirAll(g.o.Dir+"/spool", 0o700); err != nil {
+		return fmt.Errorf("make group folder: %w", err)
+	}
+	mark, err := spool.OpenMark(g.o.FS, g.o.Dir+"/applied")
+	if err != nil {
+		return fmt.Errorf("open applied mark: %w", err)
+	}
+	m := mark.Load()
+	sp, rec, err := spool.Open(spool.Options{FS: g.o.FS, Dir: g.o.Dir + "/spool", Group: g.o.ID,
+		SegmentBytes: g.o.Limits.SegmentBytes, MaxBytes: g.o.Limits.SpoolBytes, Inflate: g.o.Codec.Inflate}, m.Pos.LSN)
+	if err != nil {
+		return errors.Join(fmt.Errorf("open spool: %w", err), mark.Close())
+	}
+	g.spool, g.mark = sp, mark
+	g.applied, g.durable, g.closedNs = m.Pos, m.Pos, m.CloseTimeNs
+	g.complete, g.appliedC = m.SyncDone, m.SyncDone
+	if rec.Closed && rec.Durable.LSN > m.Pos.LSN {
+		g.durable, g.closedNs = rec.Durable, rec.LastClose.TimeNs
+		if err := g.findSyncDone(); err != nil {
+			return errors.Join(err, g.closeFiles())
+		}
+	}
+	if g.applied.LSN > 0 || g.durable.LSN > 0 {
+		g.fresh = false
+	}
+	g.expect = g.durable.LSN + 1
+	if rec.Note != "" {
+		g.recovery = rec.Note
+		g.o.Event("spool recovery: " + rec.Note)
+	}
+	return nil
+}
+
+// findSyncDone looks for the end of a first sync in what is spooled.
+func (g *Group) findSyncDone() error {
+	for r := g.spool.NewReader(g.applied.LSN + 1); ; {
+		rec, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read spool: %w", err)
+		}
+		if rec.Type == epoch.TypeSyncDone {
+			g.complete = true
+		}
+	}
+}
+
+func (g *Group) closeFiles() error { return errors.Join(g.spool.Close(), g.mark.Close()) }
+
+// Close stops the goroutines and closes spool and mark. Images are the caller's.
+func (g *Group) Close() error {
+	g.mu.Lock()
+	g.closing, g.channel = true, nil
+	g.cond.Broadcast()
+	g.mu.Unlock()
+	g.nudge()
+	g.wg.Wait()
+	return g.closeFiles()
+}
+
+// fail ends the group for good; the caller does not hold mu.
+func (g *Group) fail(err error) error {
+	g.mu.Lock()
+	first := g.err == nil
+	if first {
+		g.err, g.channel = err, nil
+	}
+	g.cond.Broadcast()
+	g.mu.Unlock()
+	if first {
+		g.o.Event("failed: " + err.Error())
+	}
+	return err
+}
+
+// nudge makes the apply loop look again.
+func (g *Group) nudge() {
+	select {
+	case g.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Status is a snapshot of a group.
+type Status struct {
+	Lineage                    epoch.UUID
+	Session                    uint64
+	Received, Durable, Applied epoch.LSN
+	CloseTime                  time.Time // of the durable epoch, by the source's clock; zero if none
+	Complete, Sealed, Attached bool
+	SpoolUsed, SpoolMax        int64
+	SpoolFull                  bool
+	Stalled, Damaged, Recovery string
+	Err                        error
+	Counters                   Counters
+}
+
+// Status returns a snapshot.
+func (g *Group) Status() Status {
+	used, limit := g.spool.Usage()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := Status{Lineage: g.lineage, Session: g.session, Received: g.expect - 1, Durable: g.durable.LSN, Applied: g.applied.LSN,
+		Complete: g.complete, Sealed: g.sealed, Attached: g.channel != nil, SpoolUsed: used, SpoolMax: limit, SpoolFull: g.full,
+		Stalled: g.stalled, Damaged: g.damaged, Recovery: g.recovery, Err: g.err, Counters: g.counters}
+	if g.closedNs != 0 {
+		s.CloseTime = time.Unix(0, g.closedNs)
+	}
+	return s
+}
