@@ -100,7 +100,7 @@ func (p *pipe) piece(size int64) int {
 func (p *pipe) admitRun(now int64, buf []byte, t train, i, j int) {
 	fit := j
 	if !p.idle(now) {
-		room := p.params.queueLimit() - p.stats.QueuedBytes
+		room := max(0, p.params.queueLimit()-p.stats.QueuedBytes) // the limit may have been lowered
 		fit = min(j, i+int(room/int64(t.headers+t.mss)))
 		p.stats.DropQueue += int64(j - fit)
 	}
