@@ -1,0 +1,51 @@
+package lab
+
+import (
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func virsh(t *testing.T, l *Lab, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("virsh", append([]string{"-q", "-c", l.URI}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("virsh %v: %v: %s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func TestTwoLabsShareNothing(t *testing.T) {
+	a, b := ForTest(t, Options{}), ForTest(t, Options{})
+	xml := "<domain type='qemu'><name>same</name><memory>65536</memory><os><type arch='x86_64'>hvm</type></os></domain>"
+	file := a.Dir + "/d.xml"
+	if err := os.WriteFile(file, []byte(xml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	virsh(t, a, "define", file)
+	if got := virsh(t, b, "list", "--all", "--name"); got != "" {
+		t.Fatalf("the other libvirt knows %q", got)
+	}
+	virsh(t, a, "start", "same")
+	pid, err := a.GuestPID("same")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.KillLibvirtd(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.StartLibvirtd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := virsh(t, a, "domstate", "same"); got != "running" {
+		t.Fatalf("after a crash of libvirtd the guest is %q", got)
+	}
+	if err := a.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err == nil && !strings.Contains(string(b), ") Z") {
+		t.Fatalf("the guest outlived its lab: %s", b)
+	}
+}
