@@ -1,8 +1,23 @@
 package spool
 
 import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"sync"
+
 	"kagami/ext4j/epoch"
 	"kagami/images"
+)
+
+const (
+	markMagic   = "KAGAMIAP"
+	markVersion = 1
+	markSlot    = 4096 // bytes of one slot; there are two
+	flagSynced  = 1 << 0
 )
 
 // Applied is what a Mark holds: how far the image is.
@@ -12,17 +27,176 @@ type Applied struct {
 	SyncDone    bool  // the first sync's SyncDone record is at or below Pos
 }
 
-// Mark is the durable applied position: the file `applied`.
-type Mark struct{}
+// Mark is the durable applied position, the file `applied`: two slots, written
+// in turn, of which the valid one with the higher counter counts. The slot that
+// counts is never written to, so one of them is always whole. README.md has
+// the layout. It is safe for concurrent use.
+type Mark struct {
+	mu      sync.Mutex
+	file    images.File
+	now     Applied
+	counter uint64
+	slot    int // that holds now
+	err     error
+}
 
-// OpenMark opens the mark, making it (zero Applied) when there is none.
-func OpenMark(fsys images.FS, path string) (*Mark, error) { return nil, errSkeleton }
+// OpenMark opens the mark, making one that says "nothing applied" when there is
+// none. ErrCorrupt (wrapped) says that neither slot is valid: how far the
+// image is cannot be known.
+func OpenMark(fsys images.FS, name string) (*Mark, error) {
+	f, err := fsys.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = createMark(fsys, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open applied mark: %w", err)
+	}
+	m := &Mark{file: f}
+	if err := m.recover(fsys, name); err != nil {
+		_ = f.Close() // the error of recovery is the one to report
+		return nil, fmt.Errorf("open applied mark %s: %w", name, err)
+	}
+	return m, nil
+}
 
-// Load returns the stored position.
-func (m *Mark) Load() Applied { return Applied{} }
+// createMark makes the file under another name, durable, and renames it, so
+// that a file of the right name always holds a valid slot.
+func createMark(fsys images.FS, name string) (images.File, error) {
+	temp := name + ".new"
+	if err := fsys.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	f, err := fsys.Create(temp, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	b := append(encodeMark(Applied{}, 1), make([]byte, markSlot)...)
+	if _, err = f.WriteAt(b, 0); err == nil {
+		err = f.Datasync()
+	}
+	if err == nil {
+		err = fsys.Rename(temp, name)
+	}
+	if err == nil {
+		err = fsys.SyncDir(path.Dir(name))
+	}
+	if err != nil {
+		_ = f.Close() // the first error is the one to report
+		return nil, err
+	}
+	return f, nil
+}
 
-// Store makes a durable. An error is final.
-func (m *Mark) Store(a Applied) error { return errSkeleton }
+// recover reads both slots and makes durable the one that counts: its last
+// writer may have been killed before the fdatasync, or have seen it fail. The
+// other slot, which was durable before, is left alone meanwhile.
+func (m *Mark) recover(fsys images.FS, name string) error {
+	if err := m.file.Lock(); err != nil {
+		return fmt.Errorf("lock: %w", err)
+	}
+	if err := fsys.SyncDir(path.Dir(name)); err != nil {
+		return fmt.Errorf("fsync folder: %w", err)
+	}
+	b := make([]byte, 2*markSlot)
+	if _, err := m.file.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read: %w", err)
+	}
+	for i := range 2 {
+		a, n, err := decodeMark(b[i*markSlot : (i+1)*markSlot])
+		if errors.Is(err, errNoHeader) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n > m.counter {
+			m.now, m.counter, m.slot = a, n, i
+		}
+	}
+	if m.counter == 0 {
+		return fmt.Errorf("%w: neither slot of the applied mark is valid", ErrCorrupt)
+	}
+	return m.write(m.now, m.counter, m.slot)
+}
+
+func (m *Mark) write(a Applied, counter uint64, slot int) error {
+	if _, err := m.file.WriteAt(encodeMark(a, counter), int64(slot)*markSlot); err != nil {
+		return fmt.Errorf("write applied mark: %w", err)
+	}
+	if err := m.file.Datasync(); err != nil {
+		return fmt.Errorf("fsync applied mark: %w", err)
+	}
+	return nil
+}
+
+// Load returns the position stored last; zero when nothing was applied.
+func (m *Mark) Load() Applied {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.now
+}
+
+// Store makes a durable. The image must be durable up to a before. An error is
+// final: every later Store returns it, and Load the position before.
+func (m *Mark) Store(a Applied) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
+	if err := m.write(a, m.counter+1, 1-m.slot); err != nil {
+		m.err = err
+		return err
+	}
+	m.now, m.counter, m.slot = a, m.counter+1, 1-m.slot
+	return nil
+}
 
 // Close closes the file.
-func (m *Mark) Close() error { return errSkeleton }
+func (m *Mark) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err == nil {
+		m.err = ErrClosed
+	}
+	if err := m.file.Close(); err != nil {
+		return fmt.Errorf("close applied mark: %w", err)
+	}
+	return nil
+}
+
+func encodeMark(a Applied, counter uint64) []byte {
+	b := make([]byte, markSlot)
+	le := binary.LittleEndian
+	copy(b, markMagic)
+	le.PutUint32(b[8:], markVersion)
+	if a.SyncDone {
+		le.PutUint32(b[12:], flagSynced)
+	}
+	le.PutUint64(b[16:], counter)
+	copy(b[24:], a.Pos.Lineage[:])
+	le.PutUint64(b[40:], a.Pos.Session)
+	le.PutUint64(b[48:], uint64(a.Pos.LSN))
+	le.PutUint64(b[56:], uint64(a.CloseTimeNs))
+	sealBlock(b)
+	return b
+}
+
+// decodeMark reads a slot. errNoHeader means that it is torn or was never written.
+func decodeMark(b []byte) (Applied, uint64, error) {
+	if string(b[:8]) != markMagic || !blockSealed(b) {
+		return Applied{}, 0, errNoHeader
+	}
+	le := binary.LittleEndian
+	if v := le.Uint32(b[8:]); v != markVersion {
+		return Applied{}, 0, fmt.Errorf("applied mark version %d is not known to this release", v)
+	}
+	flags := le.Uint32(b[12:])
+	if flags&^flagSynced != 0 {
+		return Applied{}, 0, fmt.Errorf("applied mark has flags %#x, not known to this release", flags)
+	}
+	a := Applied{SyncDone: flags&flagSynced != 0, CloseTimeNs: int64(le.Uint64(b[56:])),
+		Pos: epoch.Pos{Session: le.Uint64(b[40:]), LSN: epoch.LSN(le.Uint64(b[48:]))}}
+	copy(a.Pos.Lineage[:], b[24:40])
+	return a, le.Uint64(b[16:]), nil
+}

@@ -1,7 +1,12 @@
 package spool
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"slices"
+	"sync"
 
 	"kagami/ext4j/epoch"
 	"kagami/images"
@@ -17,78 +22,214 @@ var (
 	ErrTrimmed = errors.New("records are no longer in the spool")
 	// ErrClosed: the spool was closed.
 	ErrClosed = errors.New("spool is closed")
+	// ErrOrder: a record is not the next one; nothing was appended.
+	ErrOrder = errors.New("record is out of order")
+)
+
+// Defaults and bounds of Options, in bytes.
+const (
+	DefaultSegmentBytes = 64 << 20
+	MinSegmentBytes     = 1 << 20
 )
 
 // Options of a spool.
 type Options struct {
-	FS           images.FS
-	Dir          string // made by the caller (images.FS.MkdirAll)
-	Group        epoch.UUID
-	SegmentBytes int64 // default 64 MiB, at least 1 MiB, a multiple of 4096
-	MaxBytes     int64 // bound of the folder, at least 2 segments
-	Inflate      epoch.Inflate
+	FS    images.FS
+	Dir   string // made by the caller (images.FS.MkdirAll)
+	Group epoch.UUID
+	// SegmentBytes is the size of new segments: 0 means DefaultSegmentBytes; at
+	// least MinSegmentBytes, a multiple of 4096. Segments of another size that
+	// are in use stay until they are trimmed.
+	SegmentBytes int64
+	// MaxBytes bounds all segments together, prepared ones included; at least two
+	// segments. It must hold several epochs of the largest size: an epoch that
+	// does not fit can never be applied.
+	MaxBytes int64
+	// Inflate decodes compressed payloads. Without one, Open fails when it finds
+	// any, and Append takes only raw ones.
+	Inflate epoch.Inflate
 
-	SmallSegments bool // tests: allow SegmentBytes below 1 MiB
+	SmallSegments bool // tests: allow SegmentBytes below MinSegmentBytes, from 8192
 	Inline        bool // tests: prepare and remove segments inside the calls instead of in a goroutine
+
+	incarnation func() uint64 // tests: pins the bytes; nil is random
 }
 
-// Recovery is what Open found.
-type Recovery struct {
-	// Durable is the last whole epoch found (LSN of its Close record); zero when the spool holds none.
-	// It may be older than applied: then the spool holds nothing to apply.
-	Durable   epoch.Pos
-	LastClose epoch.CloseInfo
-	Closed    bool // a whole epoch was found: Durable and LastClose are set
-	// DroppedRecords counts valid records after Durable that were dropped as a partial epoch.
-	DroppedRecords int
-	// Lost, when not 0: records up to this LSN had been durable and are not there any more.
-	Lost epoch.LSN
-	// Note says in words what was found at the tail; "" when clean.
-	Note string
+func (o *Options) check() error {
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = DefaultSegmentBytes
+	}
+	least := int64(MinSegmentBytes)
+	if o.SmallSegments {
+		least = 2 * headerBytes
+	}
+	switch {
+	case o.SegmentBytes < least || o.SegmentBytes%headerBytes != 0:
+		return fmt.Errorf("spool segments of %d bytes: want a multiple of %d, at least %d", o.SegmentBytes, headerBytes, least)
+	case o.MaxBytes < 2*o.SegmentBytes:
+		return fmt.Errorf("spool of %d bytes: want at least two segments, %d", o.MaxBytes, 2*o.SegmentBytes)
+	case o.FS == nil || o.Dir == "" || o.Group.IsZero():
+		return errors.New("spool needs a file system, a folder and a group")
+	}
+	if o.incarnation == nil {
+		o.incarnation = randomUint64
+	}
+	return nil
+}
+
+func randomUint64() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+// segment is one use of a slot. Its fields but slot, head and freed change
+// only by the appender.
+type segment struct {
+	slot  *slot
+	head  header
+	end   int64     // bytes below it are written and final
+	last  epoch.LSN // last record that counts; head.Prev when there is none
+	dirty bool      // written since the last commit began
+	freed bool      // given back; the slot may hold something else
 }
 
 // Spool is the open spool of one group.
-type Spool struct{}
+type Spool struct {
+	o        Options
+	appendMu sync.Mutex // one Append, DropPartial or Reset at a time
+	commitMu sync.Mutex // one Commit at a time; held while files are closed
+	buf      []byte     // under appendMu
 
-// Reader reads the records of durable, closed epochs in LSN order.
-type Reader struct{}
+	mu      sync.Mutex // everything below
+	cond    *sync.Cond // slots, err or closing changed
+	wg      sync.WaitGroup
+	live    []*segment // in log order
+	cur     *segment   // takes the next record; nil: it begins a segment
+	free    []*slot    // ready for use, the one freed first in front
+	raw     []*slot    // must be filled before use
+	ids     map[int]bool
+	total   int64   // bytes of all slots
+	busy    bool    // a slot is being filled or removed
+	junk    []*slot // to be removed
+	noSlot  error   // why the last slot could not be made
+	number  uint64
+	base    epoch.LSN // the log holds what is above it
+	fresh   bool      // nothing appended since Open or Reset, and nothing above base
+	applied epoch.LSN
 
-var errSkeleton = errors.New("spool: not built")
+	appended, closed, durable epoch.Pos
 
-// Open recovers the spool in o.Dir. applied is the LSN of the last applied epoch.
-func Open(o Options, applied epoch.LSN) (*Spool, Recovery, error) { return nil, Recovery{}, errSkeleton }
+	err     error // final
+	closing bool
 
-// Append writes the next record to the page cache; Commit makes it durable.
-// rec.Payload is the raw payload, stored the payload under codec.
-func (s *Spool) Append(rec *epoch.Record, codec uint8, stored []byte) error { return errSkeleton }
+	opened []images.File // by Open
+	torn   []string      // segments with a torn header, found by Open
+}
 
-// Commit makes durable what was appended before it began and returns the last durable Close.
-func (s *Spool) Commit() (epoch.Pos, error) { return epoch.Pos{}, errSkeleton }
+func (sp *Spool) isClosing() bool {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return sp.closing
+}
 
-// DropPartial forgets the records after the last appended Close record.
-func (s *Spool) DropPartial() error { return errSkeleton }
+// usable reports the final error, or ErrClosed.
+func (sp *Spool) usable() error {
+	if sp.err == nil && sp.closing {
+		return ErrClosed
+	}
+	return sp.err
+}
 
-// Durable is the position of the last durable Close record.
-func (s *Spool) Durable() epoch.Pos { return epoch.Pos{} }
+// fail makes an error final.
+func (sp *Spool) fail(err error) error {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return sp.failLocked(err)
+}
 
-// Appended is the position of the last record appended and not dropped.
-func (s *Spool) Appended() epoch.Pos { return epoch.Pos{} }
+func (sp *Spool) failLocked(err error) error {
+	if sp.err == nil {
+		sp.err = fmt.Errorf("spool has failed: %w", err)
+	}
+	sp.cond.Broadcast()
+	return sp.err
+}
 
-// NewReader makes a reader whose first record is from.
-func (s *Spool) NewReader(from epoch.LSN) *Reader { return nil }
+// Durable is the position of the last durable Close record; zero when the
+// spool has seen none.
+func (sp *Spool) Durable() epoch.Pos {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return sp.durable
+}
 
-// Next returns the next record, or io.EOF when it is not (yet) part of a durable closed epoch; it may be called again later.
-// The payload is the caller's to keep.
-func (r *Reader) Next() (epoch.Record, error) { return epoch.Record{}, errSkeleton }
+// Appended is the position of the last record appended and not dropped; zero
+// when the spool has seen none.
+func (sp *Spool) Appended() epoch.Pos {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return sp.appended
+}
 
-// Trim gives back segments all of whose records are at or below applied.
-func (s *Spool) Trim(applied epoch.LSN) error { return errSkeleton }
+// Usage is the number of bytes taken by segments in use, and the bound. It is
+// an amount of space: a segment counts whole once a newer one was begun.
+func (sp *Spool) Usage() (usedBytes, maxBytes int64) {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return sp.usedLocked(), sp.o.MaxBytes
+}
 
-// Reset discards everything; the next record may have any LSN above applied. No Append, Commit or Reader may run at the same time.
-func (s *Spool) Reset(applied epoch.LSN) error { return errSkeleton }
+func (sp *Spool) usedLocked() int64 {
+	var n int64
+	for _, g := range sp.live {
+		if g == sp.cur {
+			n += g.end
+		} else {
+			n += g.slot.size
+		}
+	}
+	return n
+}
 
-// Usage is the number of bytes taken by segments in use, and the bound.
-func (s *Spool) Usage() (usedBytes, maxBytes int64) { return 0, 0 }
+// Err is the error that ended the spool, or nil.
+func (sp *Spool) Err() error {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return sp.err
+}
 
-// Close waits for the background work and closes the files. It makes nothing durable.
-func (s *Spool) Close() error { return errSkeleton }
+// Close waits for the background work and closes the files. It makes nothing
+// durable; records that were not committed may or may not be found again.
+func (sp *Spool) Close() error {
+	sp.mu.Lock()
+	if sp.closing {
+		sp.mu.Unlock()
+		return ErrClosed
+	}
+	sp.closing = true
+	sp.cond.Broadcast()
+	sp.mu.Unlock()
+	sp.wg.Wait()
+	sp.appendMu.Lock()
+	defer sp.appendMu.Unlock()
+	sp.commitMu.Lock()
+	defer sp.commitMu.Unlock()
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	var errs []error
+	for _, s := range sp.slots() {
+		if err := s.file.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close spool segment: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (sp *Spool) slots() []*slot {
+	all := slices.Concat(sp.free, sp.raw, sp.junk)
+	for _, g := range sp.live {
+		all = append(all, g.slot)
+	}
+	return all
+}
