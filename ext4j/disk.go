@@ -201,7 +201,7 @@ func piece(off, n, limit int64) int64 { return min(n, limit-off%limit) }
 // write applies and queues one record's worth of a guest write.
 func (d *Disk) write(p []byte, off int64) error {
 	n := int64(len(p))
-	if err := d.g.reserve(n); err != nil {
+	if err := d.g.reserve(d.g.ctx, n); err != nil {
 		return err
 	}
 	l := d.locks.lock(off, n)
@@ -255,7 +255,7 @@ func (d *Disk) zero(t epoch.Type, off, n int64, fua bool, do func(off, n int64) 
 }
 
 func (d *Disk) zeroPiece(t epoch.Type, off, n int64, do func(off, n int64) error) error {
-	if err := d.g.reserve(0); err != nil {
+	if err := d.g.reserve(d.g.ctx, 0); err != nil {
 		return err
 	}
 	l := d.locks.lock(off, n)
@@ -303,3 +303,15 @@ func (g *Group) acquireError(err error) error {
 	g.Fail(err)
 	return err
 }
+
+// Ready returns when requests may be served, or the group's final error.
+func (d *Disk) Ready() error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	d.g.leave()
+	return nil
+}
+
+// Disk returns the disk of a slot, or nil.
+func (g *Group) Disk(slot uint32) *Disk { return g.disks[slot] }

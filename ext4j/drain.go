@@ -15,12 +15,7 @@ import (
 // Running requests are waited for only as long as they can end: with the link
 // lost a FLUSH may wait for ever, hence ctx.
 func (g *Group) Drain(ctx context.Context) (epoch.Pos, error) {
-	stop := context.AfterFunc(ctx, func() {
-		g.mu.Lock()
-		g.cond.Broadcast()
-		g.mu.Unlock()
-	})
-	defer stop()
+	defer g.wakeAtEnd(ctx)()
 	g.CloseGate()
 	g.mu.Lock()
 	for g.running > 0 && g.err == nil && ctx.Err() == nil {

@@ -216,17 +216,38 @@ func (g *Group) leave() {
 	g.mu.Unlock()
 }
 
-// reserve waits until the queue has room for a record with n bytes of payload.
-// An empty queue always has.
-func (g *Group) reserve(n int64) error {
+// reserve waits until the queue has room for a record with n bytes of payload,
+// or ctx ends. An empty queue always has room.
+func (g *Group) reserve(ctx context.Context, n int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for !g.detached && g.err == nil && g.q.bytes > 0 && g.q.bytes+n+recordOverhead > g.limits.QueueBytes {
+	if g.detached || g.roomLocked(n) {
+		return g.err
+	}
+	g.stats.Stalls++
+	defer g.wakeAtEnd(ctx)()
+	for g.err == nil && ctx.Err() == nil && !g.roomLocked(n) {
 		g.closeLocked(epoch.BySize) // or the acknowledgement that makes room would never come
-		g.stats.Stalls++
 		g.cond.Wait()
 	}
-	return g.err
+	if g.err != nil {
+		return g.err
+	}
+	return context.Cause(ctx)
+}
+
+func (g *Group) roomLocked(n int64) bool {
+	return g.q.bytes == 0 || g.q.bytes+n+recordOverhead <= g.limits.QueueBytes
+}
+
+// wakeAtEnd makes waiters on cond look again when ctx ends. The caller defers
+// what it returns.
+func (g *Group) wakeAtEnd(ctx context.Context) func() bool {
+	return context.AfterFunc(ctx, func() {
+		g.mu.Lock()
+		g.cond.Broadcast()
+		g.mu.Unlock()
+	})
 }
 
 // append gives r the next LSN and queues it. The caller holds the range lock
@@ -394,7 +415,7 @@ func (g *Group) Acked(session uint64, received, durable epoch.LSN) error {
 // when a resync was under way: a new session with a resync is needed.
 func (g *Group) Resume(durable epoch.LSN) bool {
 	g.mu.Lock()
-	if g.hold || durable < g.acked || durable >= g.q.next() {
+	if g.hold || durable < g.acked || durable >= g.q.next() || durable+1 < g.q.base {
 		g.mu.Unlock()
 		return false
 	}
@@ -432,3 +453,6 @@ func (g *Group) Unsent() (any, urgent bool) {
 	defer g.mu.Unlock()
 	return g.q.unsent(), g.flushes > 0
 }
+
+// Done is closed when the group has failed or is closed; Err says why.
+func (g *Group) Done() <-chan struct{} { return g.ctx.Done() }

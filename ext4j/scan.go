@@ -147,7 +147,7 @@ func (g *Group) scanBatch(ctx context.Context, batch []chunk, remote Hasher) err
 		if sums != nil {
 			sum = sums[i]
 		}
-		if err := d.scanChunk(c.off, sum); err != nil {
+		if err := d.scanChunk(ctx, c.off, sum); err != nil {
 			return fmt.Errorf("scan disk %d at %d: %w", c.slot, c.off, err)
 		}
 	}
@@ -174,9 +174,9 @@ func askHashes(ctx context.Context, batch []chunk, remote Hasher) ([][]byte, err
 
 // scanChunk ships one chunk if the replica may lack it. sum is the replica's
 // hash; nil means that it reads as zeros there.
-func (d *Disk) scanChunk(off int64, sum []byte) error {
+func (d *Disk) scanChunk(ctx context.Context, off int64, sum []byte) error {
 	n := min(Chunk, d.img.Size()-off)
-	if err := d.g.reserve(n); err != nil {
+	if err := d.g.reserve(ctx, n); err != nil {
 		return err
 	}
 	l := d.locks.lock(off, n)
@@ -217,7 +217,7 @@ var zeros [4096]byte
 // puts a SyncDone record into the stream, closes the epoch, and waits for the
 // replica to have it. From then on the replica is a complete copy. It returns
 // the LSN of the Close record.
-func (g *Group) FinishScan() (epoch.LSN, error) {
+func (g *Group) FinishScan(ctx context.Context) (epoch.LSN, error) {
 	g.mu.Lock()
 	if g.err != nil {
 		defer g.mu.Unlock()
@@ -235,21 +235,27 @@ func (g *Group) FinishScan() (epoch.LSN, error) {
 	if err := g.SyncImages(); err != nil {
 		return 0, err
 	}
-	return lsn, g.waitSession(session, lsn)
+	return lsn, g.waitSession(ctx, session, lsn)
 }
 
 // waitSession waits for the acknowledgement of lsn in a session; the end of
-// the session is an error.
-func (g *Group) waitSession(session uint64, lsn epoch.LSN) error {
+// the session or of ctx is an error.
+func (g *Group) waitSession(ctx context.Context, session uint64, lsn epoch.LSN) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.err == nil && g.session == session && g.acked < lsn {
+	defer g.wakeAtEnd(ctx)()
+	for g.err == nil && ctx.Err() == nil && g.session == session && g.acked < lsn {
 		g.cond.Wait()
 	}
-	if g.err == nil && g.session != session {
+	switch {
+	case g.err != nil:
+		return g.err
+	case g.session != session:
 		return fmt.Errorf("session %d ended before the replica acknowledged it", session)
+	case g.acked < lsn:
+		return context.Cause(ctx)
 	}
-	return g.err
+	return nil
 }
 
 // SyncImages makes every image durable.

@@ -54,6 +54,8 @@ type Options struct {
 	Persist func(lineage epoch.UUID, session uint64) error
 	// Event reports what an operator should know. It must not block.
 	Event func(text string)
+	// Left is called when the attached source's link has ended. It must not block.
+	Left func()
 }
 
 // ErrFenced refuses a source that a promotion has superseded.

@@ -61,7 +61,12 @@ func (l *link) close() {
 	if l.control != nil {
 		_ = l.control.Close()
 	}
+	gone := l.channels
+	l.channels = map[uint32]*bound{}
 	l.mu.Unlock()
+	for _, b := range gone {
+		b.g.Detach(b.ch)
+	}
 	l.s.mu.Lock()
 	for c := range l.data {
 		_ = c.Close()
@@ -205,6 +210,11 @@ func (l *link) attach(req wire.AttachRequest) (any, error) {
 	}
 	resp.Channel = id
 	l.mu.Lock()
+	if l.ended() {
+		l.mu.Unlock()
+		g.Detach(ch)
+		return nil, fmt.Errorf("link has ended")
+	}
 	for old, b := range l.channels { // one channel per group: an earlier one is void
 		if b.g == g {
 			delete(l.channels, old)

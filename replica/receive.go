@@ -43,6 +43,20 @@ func (g *Group) Attach(m wire.Manifest, resync bool, ch *Channel) (wire.AttachRe
 	return resp, nil
 }
 
+// Detach ends the attachment over ch, if it is still the present one. What
+// was received stays; the next attach sorts it out.
+func (g *Group) Detach(ch *Channel) {
+	g.mu.Lock()
+	mine := g.channel == ch
+	if mine {
+		g.channel = nil
+	}
+	g.mu.Unlock()
+	if mine && g.o.Left != nil {
+		g.o.Left()
+	}
+}
+
 // admit checks lineage, session and window, and makes a new session durable.
 func (g *Group) admit(m wire.Manifest) error {
 	g.mu.Lock()

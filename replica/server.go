@@ -25,8 +25,9 @@ type Peer interface {
 // Backend is what the server asks of the daemon. Methods are called from
 // several goroutines; errors that are *wire.Error reach the peer as they are.
 type Backend interface {
-	// Identify completes the TLS handshake within ctx and tells who the peer is.
-	Identify(ctx context.Context, c net.Conn) (Peer, error)
+	// Identify completes the TLS handshake within ctx, tells who the peer is,
+	// and returns the connection to go on with.
+	Identify(ctx context.Context, c net.Conn) (Peer, net.Conn, error)
 	// Attach finds, or with req.Create makes, the replica of a group, and attaches ch to it.
 	Attach(ctx context.Context, p Peer, req wire.AttachRequest, ch *Channel) (*Group, wire.AttachResponse, error)
 	// Find returns a group of this site's replicas that the peer may touch.
@@ -142,10 +143,11 @@ func (s *Server) Sites() []string {
 
 // serve carries one connection from its handshake to its end.
 func (s *Server) serve(c net.Conn) {
-	peer, hello, err := s.handshake(c)
+	raw := c
+	peer, c, hello, err := s.handshake(raw)
 	<-s.slots
 	if err != nil {
-		s.o.Event(fmt.Sprintf("connection from %s refused: %v", c.RemoteAddr(), err))
+		s.o.Event(fmt.Sprintf("connection from %s refused: %v", raw.RemoteAddr(), err))
 		return
 	}
 	l, werr := s.admit(c, peer, hello)
@@ -174,28 +176,26 @@ func (s *Server) serve(c net.Conn) {
 }
 
 // handshake learns who the peer is and reads its hello, both within Timeout.
-func (s *Server) handshake(c net.Conn) (Peer, wire.Hello, error) {
+func (s *Server) handshake(raw net.Conn) (peer Peer, c net.Conn, h wire.Hello, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.o.Timeout)
 	defer cancel()
-	if err := c.SetDeadline(time.Now().Add(s.o.Timeout)); err != nil {
-		return nil, wire.Hello{}, fmt.Errorf("set deadline: %w", err)
+	if err := raw.SetDeadline(time.Now().Add(s.o.Timeout)); err != nil {
+		return nil, nil, h, fmt.Errorf("set deadline: %w", err)
 	}
-	peer, err := s.o.Backend.Identify(ctx, c)
-	if err != nil {
-		return nil, wire.Hello{}, err
+	if peer, c, err = s.o.Backend.Identify(ctx, raw); err != nil {
+		return nil, nil, h, err
 	}
 	t, body, _, err := wire.ReadFrame(c, nil, wire.MaxHello, 0)
 	if err != nil {
-		return nil, wire.Hello{}, fmt.Errorf("read hello: %w", err)
+		return nil, nil, h, fmt.Errorf("read hello: %w", err)
 	}
-	var h wire.Hello
 	if t != wire.TypeHello {
-		return nil, h, fmt.Errorf("%w: first frame is of type %d, not a hello", wire.ErrProtocol, t)
+		return nil, nil, h, fmt.Errorf("%w: first frame is of type %d, not a hello", wire.ErrProtocol, t)
 	}
 	if err := wire.DecodeJSON(body, &h); err != nil {
-		return nil, h, err
+		return nil, nil, h, err
 	}
-	return peer, h, c.SetDeadline(time.Time{})
+	return peer, c, h, c.SetDeadline(time.Time{})
 }
 
 // admit finds the link a connection belongs to, or makes one for a control connection.

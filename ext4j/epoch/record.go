@@ -13,15 +13,15 @@ type Type uint8
 // The record types of format version 1. Those marked reserved are defined so
 // that later releases can send them; this release refuses them in words.
 const (
-	TypeWrite      Type = 1 // payload replaces [Offset, Offset+Length)
-	TypeZero       Type = 2 // [Offset, Offset+Length) reads as zeros, space kept
-	TypeTrim       Type = 3 // [Offset, Offset+Length) reads as zeros, space given back
-	TypeClose      Type = 4 // ends an epoch; payload is a CloseInfo
-	TypeSyncDone   Type = 5 // all before it plus the images make a complete copy; payload empty
-	TypeNop        Type = 6 // keeps the LSN dense where a failed write left none
-	TypePoint      Type = 7 // reserved: named point
-	TypeDiskAdd    Type = 8 // reserved
-	TypeDiskRemove Type = 9 // reserved
+	TypeWrite      Type = 1  // payload replaces [Offset, Offset+Length)
+	TypeZero       Type = 2  // [Offset, Offset+Length) reads as zeros, space kept
+	TypeTrim       Type = 3  // [Offset, Offset+Length) reads as zeros, space given back
+	TypeClose      Type = 4  // ends an epoch; payload is a CloseInfo
+	TypeSyncDone   Type = 5  // all before it plus the images make a complete copy; payload empty
+	TypeNop        Type = 6  // keeps the LSN dense where a failed write left none
+	TypePoint      Type = 7  // reserved: named point
+	TypeDiskAdd    Type = 8  // reserved
+	TypeDiskRemove Type = 9  // reserved
 	TypeDiskResize Type = 10 // reserved
 	TypeMembership Type = 11 // reserved
 	TypeReference  Type = 12 // reserved: content equals an earlier record

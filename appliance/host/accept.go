@@ -1,0 +1,297 @@
+package host
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
+
+	"kagami/appliance/pki"
+	"kagami/ext4j/epoch"
+	"kagami/images"
+	"kagami/replica"
+	"kagami/replica/wire"
+)
+
+// acceptor answers what peers ask of this site (replica.Backend). Everything
+// in a request is a stranger's: names become paths only after validName, sizes
+// and counts are bounded, and a group is touched only by the site it belongs to.
+type acceptor struct {
+	d   *Daemon
+	tls *tls.Config
+}
+
+// peer is a site known by its certificate.
+type peer struct{ pki.Identity }
+
+func (p peer) Site() string          { return p.Identity.Site }
+func (p peer) May(group string) bool { return p.Identity.May(group) }
+
+// Identify completes the TLS handshake.
+func (a *acceptor) Identify(ctx context.Context, c net.Conn) (replica.Peer, net.Conn, error) {
+	t := tls.Server(c, a.tls)
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, nil, fmt.Errorf("TLS handshake: %w", err)
+	}
+	id, err := pki.Peer(t.ConnectionState())
+	if err != nil {
+		return nil, nil, err
+	}
+	return peer{id}, t, nil
+}
+
+// Attach finds or makes the group and attaches the channel.
+func (a *acceptor) Attach(_ context.Context, p replica.Peer, req wire.AttachRequest, ch *replica.Channel) (*replica.Group, wire.AttachResponse, error) {
+	var none wire.AttachResponse
+	m := req.Manifest
+	if err := checkManifest(m); err != nil {
+		return nil, none, err
+	}
+	if !p.May(m.Name) {
+		return nil, none, denied(p, m.Name)
+	}
+	g, err := a.groupFor(p, req)
+	if err != nil {
+		return nil, none, err
+	}
+	g.mu.Lock()
+	rep := g.rep
+	g.mu.Unlock()
+	if rep == nil {
+		return nil, none, wire.Errorf(wire.CodeFailed, "group %s is %s at site %s", m.Name, g.current(), a.d.cfg.Site)
+	}
+	resp, err := rep.Attach(m, req.Resync, ch)
+	if err != nil {
+		return nil, none, err
+	}
+	g.input(SourceCame, "site "+p.Site())
+	return rep, resp, nil
+}
+
+func denied(p replica.Peer, group string) *wire.Error {
+	return wire.Errorf(wire.CodeDenied, "the certificate of site %s does not allow group %s: issue one that does (kagami pki issue --group)", p.Site(), group)
+}
+
+// groupFor returns the replica that a manifest describes.
+func (a *acceptor) groupFor(p replica.Peer, req wire.AttachRequest) (*group, error) {
+	m, d := req.Manifest, a.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	g := d.groups[m.Name]
+	if g == nil && !req.Create {
+		return nil, wire.Errorf(wire.CodeNotFound, "site %s has no group %s", d.cfg.Site, m.Name)
+	}
+	if g == nil {
+		return d.newReplica(m, p.Site())
+	}
+	f := g.snapshot()
+	switch {
+	case f.Peer != p.Site():
+		return nil, wire.Errorf(wire.CodeDenied, "group %s belongs to another site", m.Name)
+	case f.ID != m.ID:
+		return nil, wire.Errorf(wire.CodeConflict, "site %s has another group named %s: remove it there first", d.cfg.Site, m.Name)
+	case f.Role != RoleReplica:
+		return nil, wire.Errorf(wire.CodeFenced, "group %s was promoted at site %s at %s: this source is superseded", m.Name, d.cfg.Site, f.promotedAt())
+	case !sameDisks(f, m):
+		return nil, wire.Errorf(wire.CodeConflict, "group %s has other disks at site %s", m.Name, d.cfg.Site)
+	}
+	return g, nil
+}
+
+// newReplica makes and starts a group; the caller holds Daemon.mu.
+func (d *Daemon) newReplica(m wire.Manifest, site string) (*group, error) {
+	g, err := d.makeReplica(m, site)
+	if err != nil {
+		return nil, wire.Errorf(wire.CodeFailed, "site %s cannot make the replica: %v", d.cfg.Site, err)
+	}
+	if err := g.startReplica(true); err != nil {
+		return nil, wire.Errorf(wire.CodeFailed, "site %s cannot open the replica: %v", d.cfg.Site, err)
+	}
+	d.groups[m.Name] = g
+	return g, nil
+}
+
+func sameDisks(f *groupFile, m wire.Manifest) bool {
+	return slices.EqualFunc(f.Disks, m.Disks, func(a diskFile, b wire.Disk) bool {
+		return a.Slot == b.Slot && a.ID == b.ID && a.Size == b.Size && a.Name == b.Name
+	})
+}
+
+// checkManifest looks at everything that becomes a path, a size or a loop here.
+func checkManifest(m wire.Manifest) error {
+	if !validName.MatchString(m.Name) || (m.VM != "" && !validName.MatchString(m.VM)) {
+		return wire.Errorf(wire.CodeConflict, "group name %q is not allowed", m.Name)
+	}
+	if m.ID.IsZero() || m.Lineage.IsZero() || m.Session == 0 {
+		return wire.Errorf(wire.CodeConflict, "group %s comes without id, lineage or session", m.Name)
+	}
+	if len(m.Disks) == 0 || len(m.Disks) > maxDisks || len(m.Past) > 1000 {
+		return wire.Errorf(wire.CodeConflict, "group %s has %d disks, 1 to %d are allowed", m.Name, len(m.Disks), maxDisks)
+	}
+	slots, names := map[uint32]bool{}, map[string]bool{}
+	for _, d := range m.Disks {
+		if !validName.MatchString(d.Name) || d.Slot > 1<<16-2 || slots[d.Slot] || names[d.Name] || d.ID.IsZero() {
+			return wire.Errorf(wire.CodeConflict, "disk %q (slot %d) of group %s is not allowed", d.Name, d.Slot, m.Name)
+		}
+		if d.Size <= 0 || d.Size > maxDiskBytes {
+			return wire.Errorf(wire.CodeConflict, "disk %s of group %s has %d bytes", d.Name, m.Name, d.Size)
+		}
+		slots[d.Slot], names[d.Name] = true, true
+	}
+	return nil
+}
+
+// Find returns a replica that the peer may touch.
+func (a *acceptor) Find(p replica.Peer, id epoch.UUID) (*replica.Group, error) {
+	g, err := a.owned(p, id)
+	if err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.rep == nil {
+		return nil, wire.Errorf(wire.CodeFailed, "group %s is %s", g.name, g.state)
+	}
+	return g.rep, nil
+}
+
+// owned finds a group by id among those that belong to the peer's site.
+func (a *acceptor) owned(p replica.Peer, id epoch.UUID) (*group, error) {
+	for _, g := range a.d.snapshot() {
+		f := g.snapshot()
+		if f.ID == id && f.Peer == p.Site() && p.May(f.Name) && f.Role == RoleReplica {
+			return g, nil
+		}
+	}
+	return nil, wire.Errorf(wire.CodeNotFound, "site %s has no such group of site %s", a.d.cfg.Site, p.Site())
+}
+
+// Call serves the remaining methods.
+func (a *acceptor) Call(_ context.Context, p replica.Peer, method string, params []byte) (any, error) {
+	switch method {
+	case wire.MethodRemove:
+		var req wire.RemoveRequest
+		if err := wire.DecodeJSON(params, &req); err != nil {
+			return nil, err
+		}
+		return nil, a.remove(p, req)
+	case wire.MethodDomain:
+		var req wire.DomainRequest
+		if err := wire.DecodeJSON(params, &req); err != nil {
+			return nil, err
+		}
+		return nil, a.domain(p, req)
+	case wire.MethodCheck:
+		var req wire.CheckRequest
+		if err := wire.DecodeJSON(params, &req); err != nil {
+			return nil, err
+		}
+		return a.check(p, req)
+	default:
+		return nil, wire.Errorf(wire.CodeVersion, "method %q is not known to this release", method)
+	}
+}
+
+// remove ends a replica. Its images stay, under their names, unless purged.
+func (a *acceptor) remove(p replica.Peer, req wire.RemoveRequest) error {
+	g, err := a.owned(p, req.Group)
+	if err != nil {
+		return err
+	}
+	if !g.op.TryLock() {
+		return wire.Errorf(wire.CodeBusy, "another operation is under way on group %s at site %s", g.name, a.d.cfg.Site)
+	}
+	defer g.op.Unlock()
+	if err := g.stop(); err != nil {
+		g.note(fmt.Sprintf("while removing: %v", err))
+	}
+	if err := g.removeState(req.Purge); err != nil {
+		return err
+	}
+	g.note("removed on request of site " + p.Site())
+	a.d.forget(g)
+	return nil
+}
+
+// removeState deletes a stopped group's folder, its file first: without it the
+// rest is debris. Images are deleted only if purge.
+func (g *group) removeState(purge bool) error {
+	fsys := g.d.fs
+	if err := fsys.Remove(g.dir + "/group.json"); err != nil {
+		return fmt.Errorf("remove group file: %w", err)
+	}
+	if err := fsys.SyncDir(g.dir); err != nil {
+		return fmt.Errorf("fsync group folder: %w", err)
+	}
+	if err := removeTree(g.dir); err != nil {
+		return fmt.Errorf("remove group folder: %w", err)
+	}
+	if !purge {
+		return nil
+	}
+	var errs []error
+	for _, d := range g.snapshot().Disks {
+		if !d.Declared {
+			errs = append(errs, ignoreNotExist(fsys.Remove(d.Image)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// maxXML bounds a domain's definition, bytes.
+const maxXML = 512 << 10
+
+// domain stores the VM's definition, durably, beside the group.
+func (a *acceptor) domain(p replica.Peer, req wire.DomainRequest) error {
+	g, err := a.owned(p, req.Group)
+	if err != nil {
+		return err
+	}
+	if len(req.XML) > maxXML {
+		return wire.Errorf(wire.CodeFailed, "the VM's definition has %d bytes, at most %d are taken", len(req.XML), maxXML)
+	}
+	if err := images.WriteFileAtomic(a.d.fs, g.dir+"/domain.xml", []byte(req.XML), 0o600); err != nil {
+		return fmt.Errorf("store definition of VM: %w", err)
+	}
+	return nil
+}
+
+// check tells whether this site could take a group and boot its VM.
+func (a *acceptor) check(p replica.Peer, req wire.CheckRequest) (wire.CheckResponse, error) {
+	var resp wire.CheckResponse
+	if err := checkManifest(req.Manifest); err != nil {
+		return resp, err
+	}
+	m := req.Manifest
+	if !p.May(m.Name) {
+		return resp, denied(p, m.Name)
+	}
+	var need int64
+	for _, d := range m.Disks {
+		need += d.Size
+	}
+	if err := images.CheckSpace(a.d.fs, a.d.cfg.StateDir, need); err != nil {
+		resp.Problems = append(resp.Problems, fmt.Sprintf("no space for the images at site %s: %v", a.d.cfg.Site, err))
+	}
+	if g := a.d.find(m.Name); g != nil && g.snapshot().ID != m.ID {
+		resp.Problems = append(resp.Problems, fmt.Sprintf("site %s already has a group named %s", a.d.cfg.Site, m.Name))
+	}
+	if len(req.XML) > maxXML {
+		return resp, wire.Errorf(wire.CodeFailed, "the VM's definition has %d bytes, at most %d are taken", len(req.XML), maxXML)
+	}
+	if req.XML != "" {
+		problems, warnings := a.d.checkDomain(m.Name, req.XML, m.Disks)
+		resp.Problems, resp.Warnings = append(resp.Problems, problems...), append(resp.Warnings, warnings...)
+	}
+	return resp, nil
+}

@@ -1,0 +1,333 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"kagami/appliance/ship"
+	"kagami/ext4j"
+	"kagami/replica/wire"
+)
+
+// The life of a source beside its replica:
+//
+//	1. wait for the link; attach: the replica says where it stands
+//	2. decide (plan): go on, send again, first sync, or resync
+//	3. bind the stream to the link; for 'first sync' and 'resync', scan
+//	4. wait for the link's end; the group is stalled; back to 1
+//
+// Every resync begins with a session made durable, so that no LSN of a session
+// ever names two contents.
+
+// errSuperseded ends a source for good.
+var errSuperseded = errors.New("superseded by a promotion at the other site")
+
+// follow keeps the group attached until ctx ends.
+func (s *source) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		sess, err := s.link.Session(ctx)
+		if err != nil {
+			return // ctx has ended
+		}
+		err = s.attached(ctx, sess)
+		if ctx.Err() != nil || s.eng.Err() != nil {
+			return
+		}
+		if errors.Is(err, errSuperseded) {
+			s.fence(err)
+			return
+		}
+		s.g.input(LinkLost, err.Error())
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// attached is one attachment from its beginning to its end, whose reason it returns.
+func (s *source) attached(ctx context.Context, sess *ship.Session) error {
+	resp, err := s.attach(ctx, sess)
+	if err != nil {
+		return err
+	}
+	p := s.plan(resp)
+	if p.raise {
+		if err := s.g.update(func(f *groupFile) { f.Session++ }); err != nil {
+			s.eng.Fail(err)
+			return err
+		}
+		if resp, err = s.attach(ctx, sess); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(sessContext(sess, ctx), func() { cancel(errLinkLost) })
+	defer stop()
+	if p.begin {
+		f := s.g.snapshot()
+		s.eng.Begin(f.Lineage, f.Session, resp.Pos.LSN+1, p.hold)
+		s.begun = true
+	}
+	f := s.g.snapshot()
+	b := sess.Bind(s.eng, resp.Channel, f.Session, s.onAck)
+	defer b.Unbind()
+	s.setBinding(b)
+	defer s.setBinding(nil)
+	s.eng.OpenGate()
+	if err := s.catchUp(ctx, sess, p, resp); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case done := <-s.finish:
+			done <- s.endFirstSync(ctx)
+		}
+	}
+}
+
+var errLinkLost = errors.New("link lost")
+
+// sessContext is a context that ends with the session.
+func sessContext(sess *ship.Session, parent context.Context) context.Context {
+	ctx, cancel := context.WithCancel(parent)
+	go func() {
+		defer cancel()
+		select {
+		case <-sess.Done():
+		case <-parent.Done():
+		}
+	}()
+	return ctx
+}
+
+func (s *source) attach(ctx context.Context, sess *ship.Session) (wire.AttachResponse, error) {
+	var resp wire.AttachResponse
+	f := s.g.snapshot()
+	req := wire.AttachRequest{Manifest: f.manifest(s.limits.QueueBytes), Create: !f.Complete}
+	err := sess.Call(ctx, wire.MethodAttach, req, &resp)
+	var werr *wire.Error
+	if errors.As(err, &werr) && werr.Code == wire.CodeFenced {
+		return resp, fmt.Errorf("%w: %s", errSuperseded, werr.Message)
+	}
+	if err != nil {
+		return resp, err
+	}
+	if resp.Pos.LSN != 0 && resp.Pos.Lineage != f.Lineage {
+		return resp, fmt.Errorf("the replica follows lineage %s, this source is of lineage %s", resp.Pos.Lineage, f.Lineage)
+	}
+	return resp, nil
+}
+
+// plan is what an attachment begins with.
+type plan struct {
+	what   string // "", "first sync", "resync"
+	begin  bool   // a session begins
+	raise  bool   // and its number must be raised first
+	hold   bool   // until the scan ends there is one epoch
+	scan   []ext4j.Range
+	hashes bool // compare before shipping
+	why    string
+}
+
+// plan decides what brings the replica up to date. It is the least that is
+// certainly enough.
+func (s *source) plan(resp wire.AttachResponse) plan {
+	f := s.g.snapshot()
+	switch {
+	case s.begun && resp.Damaged == "" && s.eng.Resume(resp.Pos.LSN):
+		return s.planResumed(f, resp)
+	case !f.Complete && s.empty && !s.begun && resp.Fresh:
+		return plan{begin: true, what: "first sync", why: "the block copy fills both images"}
+	case !f.Complete && resp.Fresh && !s.begun:
+		return plan{begin: true, what: "first sync", why: "the replica is new"}
+	case !f.Complete || !resp.Complete:
+		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, why: "the first sync is taken up again by comparing"}
+	case resp.Damaged != "":
+		return s.planCompare(resp.Damaged)
+	case s.begun && s.unfinished != nil && resp.Pos.LSN >= s.eng.Stats().Ack:
+		p := *s.unfinished
+		p.raise, p.scan = true, append(ranges(s.log.Regions()), p.scan...)
+		return p
+	case s.begun:
+		return s.planCompare(fmt.Sprintf("the replica went back to record %d, it had acknowledged %d", resp.Pos.LSN, s.eng.Stats().Ack))
+	case s.compare != "":
+		return s.planCompare(s.compare)
+	case s.clean != nil && s.clean.Pos.LSN == resp.Pos.LSN && s.clean.Pos.Lineage == f.Lineage:
+		return plan{begin: true, why: "both sites stopped at the same record"}
+	case s.clean != nil:
+		return s.planCompare(fmt.Sprintf("the source stopped cleanly at record %d, the replica is at %d", s.clean.Pos.LSN, resp.Pos.LSN))
+	default:
+		return plan{begin: true, hold: true, what: "resync", hashes: true, scan: s.active, why: "the source was not stopped cleanly"}
+	}
+}
+
+// planResumed goes on with the session; a first sync that the lost link broke
+// off compares what is there and goes on.
+func (s *source) planResumed(f *groupFile, resp wire.AttachResponse) plan {
+	if f.Complete || s.empty {
+		return plan{why: "everything unacknowledged is sent again"}
+	}
+	_ = resp
+	return plan{what: "first sync", hashes: true, why: "the first sync goes on"}
+}
+
+func (s *source) planCompare(why string) plan {
+	return plan{begin: true, raise: s.begun, hold: true, what: "resync", hashes: true, why: why, scan: s.eng.WholeRanges()}
+}
+
+// catchUp runs the scan that the plan asks for and declares the group's state.
+func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan, resp wire.AttachResponse) error {
+	switch {
+	case p.what == "":
+		s.g.input(Attached, p.why)
+		s.markSynced()
+		return nil
+	case p.what == "first sync" && s.empty:
+		s.g.input(SyncBegun, p.why)
+		s.markSynced()
+		return nil // protect ends it
+	case p.what == "first sync":
+		s.g.input(SyncBegun, p.why)
+		return s.firstSync(ctx, sess, p)
+	default:
+		s.g.input(ResyncBegun, p.why)
+		return s.resync(ctx, sess, p)
+	}
+}
+
+// firstSync copies what a declared image holds while its clients write on.
+func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) error {
+	s.markSynced()
+	ranges := s.eng.WholeRanges()
+	var hasher ext4j.Hasher
+	if p.hashes {
+		hasher = s.hasher(sess)
+	} else {
+		var err error
+		if ranges, err = s.eng.AllocatedRanges(); err != nil {
+			return err
+		}
+	}
+	if err := s.scan(ctx, p.what, ranges, hasher); err != nil {
+		return err
+	}
+	return s.endFirstSync(ctx)
+}
+
+// endFirstSync makes the copy complete at the replica, then here: from now on
+// the group is protected.
+func (s *source) endFirstSync() error {
+	if _, err := s.eng.FinishScan(ctx); err != nil {
+		return fmt.Errorf("end of first sync: %w", err)
+	}
+	if err := s.g.update(func(f *groupFile) { f.Complete = true; f.Phase = "" }); err != nil {
+		s.eng.Fail(err)
+		return err
+	}
+	s.empty = false
+	s.releasePins()
+	s.g.input(SyncEnded, "the replica is a complete copy")
+	return nil
+}
+
+// resync brings regions that may differ to the replica as one epoch. FLUSHes
+// wait for its end.
+func (s *source) resync(ctx context.Context, sess *ship.Session, p plan) error {
+	s.unfinished = &p
+	if err := s.scan(ctx, p.what, p.scan, s.hasher(sess)); err != nil {
+		return err
+	}
+	if _, err := s.eng.FinishScan(ctx); err != nil {
+		return fmt.Errorf("end of resync: %w", err)
+	}
+	s.compare, s.clean, s.unfinished = "", nil, nil
+	s.releasePins()
+	s.g.input(ResyncEnded, fmt.Sprintf("both sites are equal again (%s)", p.why))
+	s.markSynced()
+	return nil
+}
+
+// releasePins lets the regions that an earlier life of the daemon left in the
+// active log leave it in the usual way: the resync has covered them.
+func (s *source) releasePins() {
+	last := s.eng.Stats().Ack
+	for _, r := range s.pins {
+		off := int64(r.Index) * regionBytes
+		if s.log.Acquire(context.Background(), r.Disk, off, regionBytes) == nil {
+			s.log.Release(r.Disk, off, regionBytes, last)
+		}
+	}
+	s.pins, s.active = nil, nil
+}
+
+func (s *source) scan(ctx context.Context, what string, ranges []ext4j.Range, h ext4j.Hasher) error {
+	s.g.setProgress(what, 0, 0)
+	defer s.g.setProgress("", 0, 0)
+	return s.eng.Scan(ctx, ranges, h, func(done, total int64) { s.g.setProgress(what, done, total) })
+}
+
+// hasher asks the replica over the present session.
+func (s *source) hasher(sess *ship.Session) ext4j.Hasher {
+	f := s.g.snapshot()
+	return func(ctx context.Context, slot uint32, offsets []int64) ([][]byte, error) {
+		var resp wire.HashResponse
+		err := sess.Call(ctx, wire.MethodHash, wire.HashRequest{Group: f.ID, Session: f.Session, Disk: slot, Chunk: ext4j.Chunk, Offsets: offsets}, &resp)
+		return resp.Sums, err
+	}
+}
+
+// fence stops a source that must not serve any more: its clients get no
+// answer, and it does not come back by itself.
+func (s *source) fence(why error) {
+	if err := s.g.update(func(f *groupFile) { f.Fenced = why.Error(); f.Clean = nil }); err != nil {
+		s.g.note(fmt.Sprintf("could not record that the group is fenced: %v", err))
+	}
+	s.g.input(Superseded, why.Error())
+	s.g.alarm("fenced", why.Error())
+	s.eng.Fail(ext4j.ErrGone)
+}
+
+func (s *source) markSynced() {
+	select {
+	case <-s.synced:
+	default:
+		close(s.synced)
+	}
+}
+
+func (s *source) setBinding(b *ship.Binding) {
+	s.mu.Lock()
+	s.binding = b
+	s.mu.Unlock()
+}
+
+func (s *source) onAck(a wire.Ack) {
+	s.mu.Lock()
+	was := s.last.Flags & wire.AckSpoolFull
+	s.last = a
+	s.mu.Unlock()
+	if now := a.Flags & wire.AckSpoolFull; now != was {
+		text := ""
+		if now != 0 {
+			text = "the replica's spool is full: writes wait until it has applied some of it"
+		}
+		s.g.alarm("spool", text)
+	}
+}
+
+func (g *group) setProgress(what string, done, total int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.sync.What != what {
+		g.sync.Since = time.Now()
+	}
+	g.sync.What, g.sync.Done, g.sync.Total = what, done, total
+}
+
+var _ ship.Source = (*ext4j.Group)(nil)

@@ -1,0 +1,331 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"kagami/appliance/config"
+	"kagami/appliance/control"
+	"kagami/appliance/pki"
+	"kagami/appliance/ship"
+	"kagami/ext4j/epoch"
+	"kagami/images"
+	"kagami/replica"
+	"kagami/replica/wire"
+)
+
+// Daemon is one running kagami: every group of one site.
+type Daemon struct {
+	cfg     *config.Config
+	release string
+	fs      images.FS
+	log     *slog.Logger
+	siteID  epoch.UUID
+	codec   *wire.Codec
+	started time.Time
+	hv      Hypervisor // nil where libvirt is not enabled
+	server  *replica.Server
+	links   map[string]*ship.Link // by peer site
+
+	mu     sync.Mutex
+	groups map[string]*group // by name
+	ctx    context.Context   // ends when the daemon stops
+	wg     sync.WaitGroup
+}
+
+// drainPatience bounds how long a stopping daemon waits for the replica to
+// have everything. A drain that does not end in time costs the next start a
+// compare of the active regions, nothing else.
+const drainPatience = 20 * time.Second
+
+// Run is the daemon: it serves until ctx ends, then stops cleanly. What it has
+// acknowledged is safe whenever and however it ends.
+func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logger) error {
+	d := &Daemon{cfg: cfg, release: release, fs: images.OS{}, log: log, started: time.Now(),
+		links: map[string]*ship.Link{}, groups: map[string]*group{}}
+	lock, err := d.claim()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }() // holds only a lock
+	if d.codec, err = wire.NewCodec(); err != nil {
+		return err
+	}
+	if err := d.connectHypervisor(ctx); err != nil {
+		return err
+	}
+	return d.serve(ctx)
+}
+
+// claim makes the folders, takes the state folder for this process, and reads
+// or makes the site's identity.
+func (d *Daemon) claim() (images.File, error) {
+	for _, dir := range []string{d.cfg.StateDir + "/groups", d.cfg.StateDir + "/images"} {
+		if err := d.fs.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make state folder: %w", err)
+		}
+	}
+	// QEMU's user must reach the sockets, and the images stay private.
+	if err := d.fs.MkdirAll(d.cfg.RunDir, 0o755); err != nil {
+		return nil, fmt.Errorf("make run folder: %w", err)
+	}
+	lock, err := openOrCreate(d.fs, d.cfg.StateDir+"/lock")
+	if err != nil {
+		return nil, fmt.Errorf("open lock of state folder: %w", err)
+	}
+	if err := lock.Lock(); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("another daemon uses %s: %w", d.cfg.StateDir, err)
+	}
+	if err := d.identify(); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+func openOrCreate(fsys images.FS, name string) (images.File, error) {
+	f, err := fsys.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fsys.Create(name, 0o600)
+	}
+	return f, err
+}
+
+type siteFile struct {
+	Version int        `json:"version"`
+	ID      epoch.UUID `json:"id"`
+	Site    string     `json:"site"`
+}
+
+func (d *Daemon) identify() error {
+	name := d.cfg.StateDir + "/site.json"
+	b, err := images.ReadFile(d.fs, name, 1<<16)
+	if errors.Is(err, fs.ErrNotExist) {
+		d.siteID = epoch.NewUUID()
+		b, err = json.Marshal(siteFile{Version: 1, ID: d.siteID, Site: d.cfg.Site})
+		if err != nil {
+			return fmt.Errorf("encode site identity: %w", err)
+		}
+		if err := images.WriteFileAtomic(d.fs, name, b, 0o600); err != nil {
+			return fmt.Errorf("save site identity: %w", err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read site identity: %w", err)
+	}
+	var s siteFile
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("site identity %s: %w", name, err)
+	}
+	if s.Site != d.cfg.Site {
+		return fmt.Errorf("state folder %s belongs to site %q, the config file says %q", d.cfg.StateDir, s.Site, d.cfg.Site)
+	}
+	d.siteID = s.ID
+	return nil
+}
+
+// serve starts everything in the order in which it depends on each other and
+// stops it in the reverse order.
+func (d *Daemon) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	d.ctx = ctx
+	files := pki.Files{CA: d.cfg.TLS.CA, Cert: d.cfg.TLS.Cert, Key: d.cfg.TLS.Key}
+	peers, err := d.listenPeers(files)
+	if err != nil {
+		return err
+	}
+	api, err := control.Listen(d.cfg.Control.Socket, d.cfg.Control.Group)
+	if err != nil {
+		return errors.Join(fmt.Errorf("open control socket: %w", err), peers.Close())
+	}
+	if err := d.makeLinks(files); err != nil {
+		return errors.Join(err, peers.Close(), api.Close())
+	}
+	if err := d.openGroups(); err != nil {
+		d.stopGroups()
+		return errors.Join(err, peers.Close(), api.Close())
+	}
+	linkCtx, stopLinks := context.WithCancel(context.Background())
+	defer stopLinks()
+	for _, l := range d.links {
+		d.wg.Go(func() { l.Run(linkCtx) })
+	}
+	failed := make(chan error, 2)
+	d.wg.Go(func() { failed <- d.server.Serve(peers) })
+	web := d.controlServer()
+	d.wg.Go(func() { failed <- web.Serve(api) })
+	d.startGroups()
+	d.watchHypervisor(ctx)
+	d.log.Info("ready", "site", d.cfg.Site, "listen", peers.Addr().String(), "release", d.release)
+	notify(daemon.SdNotifyReady)
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	notify(daemon.SdNotifyStopping)
+	d.log.Info("stopping")
+	cancel()
+	web.Close()
+	d.drainGroups() // needs the links
+	stopLinks()
+	err = errors.Join(err, ignoreClosed(peers.Close()))
+	d.server.Close()
+	d.stopGroups()
+	d.wg.Wait()
+	d.closeHypervisor()
+	d.log.Info("stopped")
+	return err
+}
+
+func notify(state string) {
+	// Without systemd there is nobody to tell; with it, a failure to tell is
+	// noticed by systemd's own time-out.
+	_, _ = daemon.SdNotify(false, state)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// listenPeers opens the TCP port for peers; TLS is added per connection by Identify.
+func (d *Daemon) listenPeers(files pki.Files) (net.Listener, error) {
+	tlsConf, err := pki.ServerConfig(files)
+	if err != nil {
+		return nil, fmt.Errorf("TLS set-up: %w", err)
+	}
+	d.server = replica.NewServer(replica.ServerOptions{Backend: &acceptor{d: d, tls: tlsConf}, Codec: d.codec, Site: d.cfg.Site, SiteID: d.siteID,
+		Release: d.release, Timeout: d.cfg.Limits.LinkTimeout, Event: func(t string) { d.log.Warn(t) }})
+	lc := net.ListenConfig{Control: socketOptions}
+	l, err := lc.Listen(context.Background(), "tcp", d.cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for peers: %w", err)
+	}
+	return l, nil
+}
+
+func (d *Daemon) makeLinks(files pki.Files) error {
+	for _, p := range d.cfg.Peers {
+		dial, err := dialer(files, p)
+		if err != nil {
+			return err
+		}
+		d.links[p.Name] = ship.NewLink(ship.Options{Dial: dial, Peer: p.Name, Site: d.cfg.Site, SiteID: d.siteID, Release: d.release,
+			Connections: p.Connections, InflightBytes: d.cfg.Limits.InflightBytes, Heartbeat: d.cfg.Limits.Heartbeat,
+			Timeout: d.cfg.Limits.LinkTimeout, Codec: d.codec, Compress: d.cfg.Limits.Compression == "zstd",
+			Event: func(t string) { d.log.Info(t) }})
+	}
+	return nil
+}
+
+// openGroups loads every group of the state folder, then adds the declared ones that are new.
+func (d *Daemon) openGroups() error {
+	names, err := d.fs.ReadDir(d.cfg.StateDir + "/groups")
+	if err != nil {
+		return fmt.Errorf("list groups: %w", err)
+	}
+	for _, name := range names {
+		if !validName.MatchString(name) {
+			continue
+		}
+		dir := filepath.Join(d.cfg.StateDir, "groups", name)
+		f, err := loadGroupFile(d.fs, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a group whose making was broken off: its file is its beginning
+		}
+		if err != nil {
+			return err
+		}
+		if f.Name != name {
+			return fmt.Errorf("group file in %s is of group %q", dir, f.Name)
+		}
+		d.groups[name] = newGroup(d, f)
+	}
+	return d.declareGroups()
+}
+
+// startGroups starts what the groups' roles ask for. A group that cannot start
+// is failed and says why; the others go on.
+func (d *Daemon) startGroups() {
+	for _, g := range d.snapshot() {
+		if err := g.start(); err != nil {
+			g.fail(err)
+		}
+	}
+}
+
+// drainGroups gives every source the chance to stop with nothing to resync.
+func (d *Daemon) drainGroups() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainPatience)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, g := range d.snapshot() {
+		wg.Go(func() { g.drain(ctx) })
+	}
+	wg.Wait()
+}
+
+func (d *Daemon) stopGroups() {
+	for _, g := range d.snapshot() {
+		if err := g.stop(); err != nil {
+			d.log.Error("stop group", "group", g.name, "error", err)
+		}
+	}
+}
+
+func (d *Daemon) snapshot() []*group {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := make([]*group, 0, len(d.groups))
+	for _, g := range d.groups {
+		out = append(out, g)
+	}
+	return out
+}
+
+func (d *Daemon) find(name string) *group {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.groups[name]
+}
+
+// forget takes a group out of the daemon's list.
+func (d *Daemon) forget(g *group) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.groups[g.name] == g {
+		delete(d.groups, g.name)
+	}
+}
+
+// groupConfig returns the config file's section for a group, or nil.
+func (d *Daemon) groupConfig(name string) *config.Group {
+	for i := range d.cfg.Groups {
+		if d.cfg.Groups[i].Name == name {
+			return &d.cfg.Groups[i]
+		}
+	}
+	return nil
+}
+
+func (d *Daemon) limits(name string) config.Limits {
+	if c := d.groupConfig(name); c != nil && c.Limits != nil {
+		return *c.Limits
+	}
+	return d.cfg.Limits
+}

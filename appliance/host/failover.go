@@ -1,0 +1,351 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"kagami/appliance/control"
+	"kagami/ext4j/epoch"
+	"kagami/ext4j/recover"
+	"kagami/ext4j/super"
+	"kagami/images"
+	"kagami/qmp"
+)
+
+// Failover makes this site serve a group whose source is lost:
+//
+//  1. refuse what would lose data that could still be saved
+//  2. seal: no more records; apply everything up to the last whole epoch
+//  3. make the promotion durable, with a new lineage: from now on the old
+//     source is fenced, and there is no way back
+//  4. serve the images through kagami's own exports, every change recorded
+//  5. replay the ext4 journals through those exports
+//  6. define and start the VM
+//
+// Broken off after step 3, it is taken up again by calling it again. It goes
+// on when the command that asked for it is interrupted.
+func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
+	ctx = context.WithoutCancel(ctx)
+	began := time.Now()
+	g, err := d.failoverGroup(req)
+	if err != nil {
+		return control.FailoverReport{}, err
+	}
+	if !g.op.TryLock() {
+		return control.FailoverReport{}, refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
+	}
+	defer g.op.Unlock()
+	if err := d.checkFailover(ctx, g, req); err != nil {
+		return control.FailoverReport{}, err
+	}
+	if req.DryRun {
+		return g.failoverPreview(), nil
+	}
+	if g.snapshot().Role == RoleReplica {
+		if err := d.promote(g, began, emit); err != nil {
+			return control.FailoverReport{}, err
+		}
+	}
+	if err := d.bringUp(ctx, g, req, emit); err != nil {
+		return control.FailoverReport{}, err
+	}
+	return g.finishFailover(began, emit)
+}
+
+func (d *Daemon) failoverGroup(req control.FailoverRequest) (*group, error) {
+	g := d.find(req.VM)
+	if g == nil {
+		return nil, notFound(fmt.Sprintf("site %s has no group %s", d.cfg.Site, req.VM), "kagami status lists the groups of this site")
+	}
+	return g, nil
+}
+
+// checkFailover is step 1.
+func (d *Daemon) checkFailover(ctx context.Context, g *group, req control.FailoverRequest) error {
+	f := g.snapshot()
+	switch {
+	case f.Role == RolePromoted && f.Phase == "":
+		return refused(fmt.Sprintf("%s was already failed over to site %s at %s", g.name, d.cfg.Site, f.promotedAt()), "see kagami status "+g.name)
+	case f.Role == RoleSource:
+		return refused(fmt.Sprintf("site %s is the source of %s", d.cfg.Site, g.name), "run kagami failover at site "+f.Peer)
+	case f.Role == RoleReplica:
+		if err := g.checkReplica(req); err != nil {
+			return err
+		}
+	}
+	if f.VM == "" || req.NoStart {
+		return nil
+	}
+	_, problems, err := d.mapDomain(ctx, g)
+	if err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return refused(fmt.Sprintf("site %s cannot boot %s: %s", d.cfg.Site, f.VM, strings.Join(problems, "; ")),
+			"put the missing mapping under groups: … domain: of the config file and restart the daemon, or use --no-start")
+	}
+	return nil
+}
+
+func (g *group) checkReplica(req control.FailoverRequest) error {
+	g.mu.Lock()
+	rep := g.rep
+	g.mu.Unlock()
+	if rep == nil {
+		return failure("failed", fmt.Sprintf("the replica of %s is not open: %s", g.name, g.status().Reason), "see the daemon's log")
+	}
+	st := rep.Status()
+	if !st.Complete {
+		return refused(fmt.Sprintf("the first sync of %s never ended: there is no complete copy to boot", g.name), "bring the source back and let the first sync end")
+	}
+	if st.Attached && !req.Force {
+		return refused(fmt.Sprintf("the source of %s at site %s is alive and connected: its VM may be running, and what it writes from now on would be left behind", g.name, g.snapshot().Peer),
+			"stop the VM there and wait until status shows everything acknowledged, or use --force to fail over all the same")
+	}
+	return nil
+}
+
+// failoverPreview is the report of a dry run.
+func (g *group) failoverPreview() control.FailoverReport {
+	r := control.FailoverReport{Group: g.name, DryRun: true}
+	g.mu.Lock()
+	rep := g.rep
+	g.mu.Unlock()
+	if rep == nil {
+		return r
+	}
+	st := rep.Status()
+	r.LSN = uint64(st.Durable)
+	if !st.CloseTime.IsZero() {
+		r.RPOSeconds = time.Since(st.CloseTime).Seconds()
+	}
+	return r
+}
+
+// promote is steps 2 and 3.
+func (d *Daemon) promote(g *group, began time.Time, emit func(control.Event)) error {
+	g.input(PromoteBegun, "failover")
+	g.mu.Lock()
+	rep := g.rep
+	g.mu.Unlock()
+	say(emit, "seal", "sealing the stream and applying the last whole epoch")
+	sealed, err := rep.Seal()
+	if err == nil && !sealed.Complete {
+		err = refused("the first sync never ended: there is no complete copy to boot", "bring the source back and let the first sync end")
+	}
+	if err != nil {
+		rep.Unseal()
+		g.input(PromoteUndo, err.Error())
+		return fmt.Errorf("seal %s: %w", g.name, err)
+	}
+	if sealed.Lost != "" {
+		say(emit, "warning", "%s", sealed.Lost)
+	}
+	if err := g.stop(); err != nil {
+		g.note(fmt.Sprintf("while closing the replica: %v", err))
+	}
+	rec := &failoverRecord{AtNs: began.UnixNano(), From: sealed.Pos, CloseNs: sealed.CloseNs, Lost: sealed.Lost}
+	if sealed.CloseNs != 0 {
+		rec.RPOMs = max(0, began.Sub(time.Unix(0, sealed.CloseNs)).Milliseconds())
+	}
+	// The promotion. Once this returns, the old source is fenced for good.
+	err = g.update(func(f *groupFile) {
+		f.Past = append(append([]epoch.Pos(nil), f.Past...), sealed.Pos)
+		f.Role, f.Lineage, f.Session, f.Phase, f.Failover = RolePromoted, epoch.NewUUID(), 0, "promoting", rec
+	})
+	if err != nil {
+		g.input(PromoteUndo, err.Error())
+		return errors.Join(err, g.startReplica(false))
+	}
+	say(emit, "promote", "promoted at record %d; the old source is fenced", sealed.Pos.LSN)
+	return nil
+}
+
+// bringUp is steps 4 to 6.
+func (d *Daemon) bringUp(ctx context.Context, g *group, req control.FailoverRequest, emit func(control.Event)) error {
+	g.mu.Lock()
+	started := g.src != nil
+	g.mu.Unlock()
+	if !started {
+		if err := g.startPromoted(); err != nil {
+			return err
+		}
+	}
+	if err := g.replayJournals(emit); err != nil {
+		return err
+	}
+	f := g.snapshot()
+	if f.VM == "" || req.NoStart {
+		return nil
+	}
+	return d.bootReplica(ctx, g, emit)
+}
+
+// replayJournals is step 5. A journal that cannot be replayed exactly is left
+// for the guest's kernel.
+func (g *group) replayJournals(emit func(control.Event)) error {
+	f := g.snapshot()
+	g.mu.Lock()
+	src, imgs := g.src, g.images
+	g.mu.Unlock()
+	for _, df := range f.Disks {
+		img := imgs[df.Slot]
+		dev := diskDevice{disk: src.eng.Disk(df.Slot), img: img}
+		parts, _, err := images.Partitions(img, img.Size())
+		if err != nil {
+			g.failoverNote(emit, fmt.Sprintf("disk %s: partition table not readable (%v): its journals are left to the guest", df.Name, err))
+			continue
+		}
+		if len(parts) == 0 {
+			parts = []images.Partition{{Start: 0, Length: img.Size()}}
+		}
+		for _, p := range parts {
+			if err := g.replayOne(dev, df, p, emit); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (g *group) replayOne(dev diskDevice, df diskFile, p images.Partition, emit func(control.Event)) error {
+	what := df.Name
+	if p.Number > 0 {
+		what = fmt.Sprintf("%s%d", df.Name, p.Number)
+	}
+	rep, err := recover.Run(dev, p.Start, p.Length, recover.Options{})
+	switch {
+	case errors.Is(err, super.ErrNotExt4):
+		return nil
+	case errors.Is(err, recover.ErrRefused):
+		g.failoverNote(emit, fmt.Sprintf("%s: the journal is left as it is, the guest's kernel will replay it: %v", what, err))
+		return nil
+	case err != nil:
+		return fmt.Errorf("replay the journal of %s: %w", what, err)
+	}
+	say(emit, "replay", "%s: %s", what, rep)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	next := *g.file
+	if next.Failover != nil {
+		r := *next.Failover
+		r.Replayed += rep.Transactions
+		next.Failover, g.file = &r, &next
+	}
+	return nil
+}
+
+// failoverNote tells the operator and keeps it for status.
+func (g *group) failoverNote(emit func(control.Event), text string) {
+	say(emit, "warning", "%s", text)
+	g.note(text)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	next := *g.file
+	if next.Failover != nil {
+		r := *next.Failover
+		r.Notes = append(append([]string(nil), r.Notes...), text)
+		next.Failover, g.file = &r, &next
+	}
+}
+
+// bootReplica is step 6.
+func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Event)) error {
+	xml, _, err := d.mapDomain(ctx, g)
+	if err != nil {
+		return err
+	}
+	f := g.snapshot()
+	name, err := qmp.DomainName(xml)
+	if err != nil {
+		return err
+	}
+	say(emit, "define", "defining VM %s", name)
+	if err := d.hv.Define(ctx, xml); err != nil {
+		return fromHypervisor(err)
+	}
+	if err := g.update(func(f *groupFile) {
+		if f.Failover != nil {
+			r := *f.Failover
+			r.Domain = name
+			f.Failover = &r
+		}
+	}); err != nil {
+		return err
+	}
+	say(emit, "start", "starting VM %s", name)
+	var exports []qmp.Export
+	for _, df := range f.Disks {
+		exports = append(exports, qmp.Export{Target: df.Name, Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(g.name).ReconnectDelay})
+	}
+	if err := d.hv.Start(ctx, name, exports); err != nil {
+		return fromHypervisor(err)
+	}
+	return nil
+}
+
+// finishFailover writes down that the group serves, and reports.
+func (g *group) finishFailover(began time.Time, emit func(control.Event)) (control.FailoverReport, error) {
+	rto := time.Since(began)
+	err := g.update(func(f *groupFile) {
+		f.Phase = ""
+		if f.Failover != nil {
+			r := *f.Failover
+			r.RTOMs = rto.Milliseconds()
+			f.Failover = &r
+		}
+	})
+	if err != nil {
+		return control.FailoverReport{}, err
+	}
+	g.input(Promoted, "failover done")
+	say(emit, "done", "%s runs at site %s", g.name, g.d.cfg.Site)
+	return g.snapshot().report(), nil
+}
+
+// report is a failover's record for people.
+func (f *groupFile) report() control.FailoverReport {
+	r := control.FailoverReport{Group: f.Name}
+	if f.Failover == nil {
+		return r
+	}
+	rec := f.Failover
+	r.At, r.LSN, r.Lineage = time.Unix(0, rec.AtNs), uint64(rec.From.LSN), f.Lineage.String()
+	r.RPOSeconds, r.RTOSeconds = float64(rec.RPOMs)/1e3, float64(rec.RTOMs)/1e3
+	r.Lost, r.Notes, r.Domain, r.Replayed = rec.Lost, rec.Notes, rec.Domain, rec.Replayed
+	return r
+}
+
+func (f *groupFile) promotedAt() string {
+	if f.Failover == nil {
+		return "an unknown time"
+	}
+	return time.Unix(0, f.Failover.AtNs).UTC().Format(time.RFC3339)
+}
+
+// mapDomain makes the replica's definition from the shipped one.
+func (d *Daemon) mapDomain(_ context.Context, g *group) (xml string, problems []string, err error) {
+	if d.hv == nil {
+		return "", nil, refused("libvirt is not enabled at this site", "set libvirt.enabled in the config file, or use --no-start")
+	}
+	b, err := images.ReadFile(d.fs, g.dir+"/domain.xml", maxXML)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil, failure("failed", fmt.Sprintf("the definition of VM %s never arrived here", g.name), "use --no-start, then define the VM by hand on the exports that status shows")
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("read definition of VM: %w", err)
+	}
+	m := d.mapping(g.name, g.snapshot().Disks)
+	out, found, err := qmp.MapDomain(string(b), m)
+	if err != nil {
+		return "", nil, fmt.Errorf("map definition of VM %s: %w", g.name, err)
+	}
+	for _, p := range found {
+		problems = append(problems, p.String())
+	}
+	return out, problems, nil
+}

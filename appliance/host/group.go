@@ -1,0 +1,217 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"kagami/images"
+	"kagami/replica"
+)
+
+// group is one group at this site, whatever its role.
+type group struct {
+	d    *Daemon
+	name string
+	dir  string
+	op   sync.Mutex // held by an operator's command; TryLock only
+
+	mu     sync.Mutex
+	file   *groupFile
+	state  State
+	reason string
+	since  time.Time
+	events []event // newest last, bounded
+	images map[uint32]*images.Image
+	kept   []*images.Image // the VM's old files, locked
+	src    *source         // role source or promoted, while started
+	rep    *replica.Group  // role replica, while started
+	sync   syncProgress
+	alarms map[string]string // by kind
+}
+
+// event is one entry of a group's history.
+type event struct {
+	At   time.Time
+	Text string
+}
+
+const maxEvents = 100
+
+// syncProgress is how far a first sync or resync is, bytes.
+type syncProgress struct {
+	What        string
+	Done, Total int64
+	Since       time.Time
+}
+
+func newGroup(d *Daemon, f *groupFile) *group {
+	g := &group{d: d, name: f.Name, dir: filepath.Join(d.cfg.StateDir, "groups", f.Name), file: f, since: time.Now(),
+		images: map[uint32]*images.Image{}, alarms: map[string]string{}}
+	g.state = initialState(f)
+	return g
+}
+
+// initialState is where a group begins when the daemon starts.
+func initialState(f *groupFile) State {
+	switch {
+	case f.Role == RoleReplica && f.Phase == "promoting", f.Role == RolePromoted && f.Phase == "promoting":
+		return Promoting
+	case f.Role == RoleReplica:
+		return Waiting
+	case f.Role == RolePromoted:
+		return Detached
+	case f.Fenced != "":
+		return Fenced
+	default:
+		return Stalled
+	}
+}
+
+// input runs the state machine and records the transition.
+func (g *group) input(in Input, reason string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	to, err := Next(g.state, in, true)
+	if err != nil {
+		g.noteLocked(fmt.Sprintf("%v (%s)", err, reason))
+		return
+	}
+	if to == g.state && reason == g.reason {
+		return
+	}
+	g.noteLocked(fmt.Sprintf("%s → %s: %s", g.state, to, reason))
+	if to != g.state {
+		g.since = time.Now()
+	}
+	g.state, g.reason = to, reason
+}
+
+func (g *group) note(text string) {
+	g.mu.Lock()
+	g.noteLocked(text)
+	g.mu.Unlock()
+}
+
+func (g *group) noteLocked(text string) {
+	if len(g.events) >= maxEvents {
+		g.events = append(g.events[:0], g.events[1:]...)
+	}
+	g.events = append(g.events, event{time.Now(), text})
+	g.d.log.Info(text, "group", g.name)
+}
+
+// alarm raises, or with an empty text clears, an alarm of a kind.
+func (g *group) alarm(kind, text string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.alarms[kind] == text {
+		return
+	}
+	if text == "" {
+		delete(g.alarms, kind)
+		g.noteLocked("alarm over: " + kind)
+		return
+	}
+	g.alarms[kind] = text
+	g.noteLocked("alarm: " + text)
+}
+
+// fail ends the group's service until the daemon is restarted.
+func (g *group) fail(err error) {
+	g.input(Broken, err.Error())
+	g.alarm("failed", err.Error())
+}
+
+func (g *group) current() State {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.state
+}
+
+// update changes the group file and makes the change durable before it is seen.
+func (g *group) update(change func(*groupFile)) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	next := *g.file
+	next.Disks = append([]diskFile(nil), g.file.Disks...)
+	change(&next)
+	if err := next.save(g.d.fs, g.dir); err != nil {
+		return err
+	}
+	g.file = &next
+	return nil
+}
+
+// snapshot returns the present group file, which is never changed in place.
+func (g *group) snapshot() *groupFile {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.file
+}
+
+// start begins what the group's role asks for.
+func (g *group) start() error {
+	f := g.snapshot()
+	switch {
+	case f.Fenced != "":
+		return nil // serves nothing
+	case f.Role == RoleReplica:
+		return g.startReplica(false)
+	case f.Role == RolePromoted:
+		return g.startPromoted()
+	case f.Phase == "protecting":
+		return g.abandonProtect()
+	default:
+		g.keepOld()
+		return g.startSource()
+	}
+}
+
+// drain stops a source cleanly if it can within ctx.
+func (g *group) drain(ctx context.Context) {
+	g.mu.Lock()
+	src := g.src
+	g.mu.Unlock()
+	if src == nil {
+		return
+	}
+	if err := src.drain(ctx); err != nil {
+		g.note(fmt.Sprintf("stopped without draining, the next start compares the active regions: %v", err))
+	}
+}
+
+// stop ends everything of the group and closes its images.
+func (g *group) stop() error {
+	g.mu.Lock()
+	src, rep := g.src, g.rep
+	g.src, g.rep = nil, nil
+	g.mu.Unlock()
+	var errs []error
+	if src != nil {
+		errs = append(errs, src.stop())
+	}
+	if rep != nil {
+		errs = append(errs, rep.Close())
+	}
+	errs = append(errs, g.closeImages())
+	return errors.Join(errs...)
+}
+
+func (g *group) closeImages() error {
+	g.mu.Lock()
+	imgs, kept := g.images, g.kept
+	g.images, g.kept = map[uint32]*images.Image{}, nil
+	g.mu.Unlock()
+	var errs []error
+	for _, img := range kept {
+		errs = append(errs, img.Close())
+	}
+	for _, img := range imgs {
+		errs = append(errs, img.Close())
+	}
+	return errors.Join(errs...)
+}

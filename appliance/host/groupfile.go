@@ -1,0 +1,135 @@
+package host
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"regexp"
+
+	"kagami/ext4j/epoch"
+	"kagami/images"
+	"kagami/replica/wire"
+)
+
+// Role of a group at this site.
+type Role string
+
+// Roles.
+const (
+	RoleSource   Role = "source"
+	RoleReplica  Role = "replica"
+	RolePromoted Role = "promoted" // a source without a replica, after a failover
+)
+
+// groupFile is the durable description of a group, STATE/groups/NAME/group.json.
+// Every change goes through save: temp file, fsync, rename, fsync of the folder.
+type groupFile struct {
+	Version int         `json:"version"`
+	Name    string      `json:"name"`
+	ID      epoch.UUID  `json:"id"`
+	Role    Role        `json:"role"`
+	Peer    string      `json:"peer"` // site of the replica, or of the source
+	VM      string      `json:"vm,omitempty"`
+	Lineage epoch.UUID  `json:"lineage"`
+	Past    []epoch.Pos `json:"past,omitempty"` // where earlier lineages were left, oldest first
+	Session uint64      `json:"session"`
+	Disks   []diskFile  `json:"disks"`
+	// Complete: the first sync has ended.
+	Complete bool `json:"complete"`
+	// Phase is an operation that was begun and not ended: "protecting",
+	// "promoting"; "" when none is.
+	Phase string `json:"phase,omitempty"`
+	// Clean is set while a source is stopped with nothing to resync.
+	Clean *cleanMark `json:"clean,omitempty"`
+	// Fenced says why this source must not serve any more.
+	Fenced   string          `json:"fenced,omitempty"`
+	Failover *failoverRecord `json:"failover,omitempty"`
+}
+
+// diskFile describes one disk. Slots are never reused.
+type diskFile struct {
+	Slot     uint32     `json:"slot"`
+	ID       epoch.UUID `json:"id"`
+	Name     string     `json:"name"` // libvirt target, or the declared name
+	Image    string     `json:"image"`
+	Size     int64      `json:"size"` // bytes
+	Socket   string     `json:"socket"`
+	Declared bool       `json:"declared"`           // by the config file; belongs to no VM
+	Kept     string     `json:"kept,omitempty"`     // the VM's old file, left as it was
+	KeptXML  string     `json:"kept_xml,omitempty"` // the disk element it replaced
+}
+
+// cleanMark binds a clean stop to the images as they were then.
+type cleanMark struct {
+	Pos   epoch.Pos        `json:"pos"`
+	Mtime map[uint32]int64 `json:"mtime"` // by slot, ns since 1970
+}
+
+// failoverRecord is what a failover found and did.
+type failoverRecord struct {
+	AtNs     int64     `json:"at_ns"`
+	From     epoch.Pos `json:"from"`
+	CloseNs  int64     `json:"close_ns"`
+	Lost     string    `json:"lost,omitempty"`
+	Notes    []string  `json:"notes,omitempty"`
+	Domain   string    `json:"domain,omitempty"`
+	RTOMs    int64     `json:"rto_ms"`
+	RPOMs    int64     `json:"rpo_ms"`
+	Replayed int       `json:"replayed"` // journal transactions
+}
+
+const (
+	groupFileVersion = 1
+	groupFileMax     = 1 << 20
+	maxDisks         = 64
+	maxDiskBytes     = 1 << 50
+)
+
+// validName is what groups, disks and sites may be called: it becomes part of paths.
+var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
+
+func (f *groupFile) save(fsys images.FS, dir string) error {
+	b, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode group file: %w", err)
+	}
+	if err := images.WriteFileAtomic(fsys, filepath.Join(dir, "group.json"), append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("save state of group %s: %w", f.Name, err)
+	}
+	return nil
+}
+
+func loadGroupFile(fsys images.FS, dir string) (*groupFile, error) {
+	b, err := images.ReadFile(fsys, filepath.Join(dir, "group.json"), groupFileMax)
+	if err != nil {
+		return nil, fmt.Errorf("read group file: %w", err)
+	}
+	f := &groupFile{}
+	if err := json.Unmarshal(b, f); err != nil {
+		return nil, fmt.Errorf("group file %s: %w", dir, err)
+	}
+	if f.Version != groupFileVersion {
+		return nil, fmt.Errorf("group file %s has version %d, this release reads %d", dir, f.Version, groupFileVersion)
+	}
+	if !validName.MatchString(f.Name) || len(f.Disks) > maxDisks {
+		return nil, fmt.Errorf("group file %s is not plausible", dir)
+	}
+	return f, nil
+}
+
+func (f *groupFile) manifest(window int64) wire.Manifest {
+	m := wire.Manifest{Name: f.Name, ID: f.ID, Lineage: f.Lineage, Past: f.Past, Session: f.Session, VM: f.VM, Window: window}
+	for _, d := range f.Disks {
+		m.Disks = append(m.Disks, wire.Disk{Slot: d.Slot, ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: 512})
+	}
+	return m
+}
+
+func (f *groupFile) disk(slot uint32) *diskFile {
+	for i := range f.Disks {
+		if f.Disks[i].Slot == slot {
+			return &f.Disks[i]
+		}
+	}
+	return nil
+}

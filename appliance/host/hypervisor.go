@@ -1,0 +1,225 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"kagami/appliance/config"
+	"kagami/qmp"
+	"kagami/replica/wire"
+)
+
+// Hypervisor is what the daemon needs of libvirt; qmp.Libvirt implements it.
+type Hypervisor interface {
+	Disks(ctx context.Context, vm string) ([]qmp.Disk, error)
+	DomainXML(ctx context.Context, vm string) (string, error)
+	State(ctx context.Context, vm string) (qmp.State, error)
+	Attach(ctx context.Context, s qmp.AttachSpec, progress qmp.Progress) error
+	Detach(ctx context.Context, s qmp.DetachSpec, progress qmp.Progress) error
+	Treat(ctx context.Context, vm string, e qmp.Export) error
+	Define(ctx context.Context, xml string) error
+	Start(ctx context.Context, vm string, exports []qmp.Export) error
+	Resume(ctx context.Context, vm string) error
+	Events(ctx context.Context) (<-chan qmp.Event, error)
+	Close() error
+}
+
+func (d *Daemon) connectHypervisor(ctx context.Context) error {
+	if !d.cfg.Libvirt.Enabled {
+		return nil
+	}
+	hv, err := qmp.Connect(ctx, d.cfg.Libvirt.URI)
+	if err != nil {
+		return fmt.Errorf("connect to libvirt at %s: %w", d.cfg.Libvirt.URI, err)
+	}
+	d.hv = hv
+	return nil
+}
+
+func (d *Daemon) closeHypervisor() {
+	if d.hv == nil {
+		return
+	}
+	if err := d.hv.Close(); err != nil {
+		d.log.Warn("close libvirt", "error", err)
+	}
+}
+
+// watchHypervisor treats the disks of protected VMs that somebody else
+// started, and resumes VMs that paused on an I/O error of a disk served here.
+func (d *Daemon) watchHypervisor(ctx context.Context) {
+	if d.hv == nil {
+		return
+	}
+	d.wg.Go(func() {
+		for ctx.Err() == nil {
+			if err := d.superviseVMs(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn("libvirt events", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(2 * time.Second):
+			}
+		}
+	})
+}
+
+// superviseVMs looks at every VM once, since events may have been missed, and
+// then at each event until the stream of events ends.
+func (d *Daemon) superviseVMs(ctx context.Context) error {
+	events, err := d.hv.Events(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range d.snapshot() {
+		d.tendVM(ctx, g)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev, ok := <-events:
+			if !ok {
+				return fmt.Errorf("the connection to libvirt was lost")
+			}
+			for _, g := range d.snapshot() {
+				if g.domainName() == ev.VM {
+					g.note("VM " + ev.String())
+					d.tendVM(ctx, g)
+				}
+			}
+		}
+	}
+}
+
+// domainName is the VM's name at this site.
+func (g *group) domainName() string {
+	f := g.snapshot()
+	if f.Role == RolePromoted && f.Failover != nil && f.Failover.Domain != "" {
+		return f.Failover.Domain
+	}
+	return f.VM
+}
+
+// tendVM brings a VM that runs from this site's exports into order.
+func (d *Daemon) tendVM(ctx context.Context, g *group) {
+	f := g.snapshot()
+	if f.VM == "" || f.Role == RoleReplica || f.Phase != "" || f.Fenced != "" {
+		return
+	}
+	vm := g.domainName()
+	st, err := d.hv.State(ctx, vm)
+	if err != nil || !st.Active() {
+		return // gone or not running: nothing to tend
+	}
+	for _, df := range f.Disks {
+		e := qmp.Export{Target: df.Name, Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(g.name).ReconnectDelay}
+		if err := d.hv.Treat(ctx, vm, e); err != nil {
+			g.alarm("vm-"+df.Name, fmt.Sprintf("disk %s of VM %s: %v", df.Name, vm, err))
+			continue
+		}
+		g.alarm("vm-"+df.Name, "")
+	}
+	if st == qmp.StateIOError && g.current() != Failed && g.current() != Fenced {
+		if err := d.hv.Resume(ctx, vm); err != nil {
+			g.note(fmt.Sprintf("VM %s paused on an I/O error and could not be resumed: %v", vm, err))
+			return
+		}
+		g.note(fmt.Sprintf("VM %s had paused on an I/O error and was resumed", vm))
+	}
+}
+
+// mapping is how a VM's definition is changed for this site.
+func (d *Daemon) mapping(group string, disks []diskFile) qmp.Mapping {
+	m := qmp.Mapping{Type: domainType(d.cfg.Libvirt.Emulation)}
+	for _, df := range disks {
+		m.Exports = append(m.Exports, qmp.Export{Target: df.Name, Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(group).ReconnectDelay})
+	}
+	c := d.groupConfig(group)
+	if c == nil || c.Domain == nil {
+		return m
+	}
+	dom := c.Domain
+	m.Name, m.UUID, m.MAC = dom.Name, dom.UUID, dom.MAC
+	m.Networks, m.Paths = mapOf(dom.Networks), mapOf(dom.Paths)
+	m.Kernel, m.Initrd, m.Cmdline = dom.Kernel, dom.Initrd, dom.Cmdline
+	for _, x := range dom.Disks {
+		m.Disks = append(m.Disks, qmp.DiskMapping{Target: x.Target, File: x.File, Format: x.Format, Drop: x.Drop})
+	}
+	if dom.Type != "" {
+		m.Type = dom.Type
+	}
+	return m
+}
+
+func domainType(emulation string) string {
+	if emulation == "auto" {
+		return ""
+	}
+	return emulation
+}
+
+func mapOf(in []config.Map) []qmp.Rename {
+	out := make([]qmp.Rename, 0, len(in))
+	for _, m := range in {
+		out = append(out, qmp.Rename{From: m.From, To: m.To})
+	}
+	return out
+}
+
+// checkDomain tells what would keep a VM with this definition from running here.
+func (d *Daemon) checkDomain(group, xml string, disks []wire.Disk) (problems, warnings []string) {
+	if d.hv == nil {
+		return nil, []string{"libvirt is not enabled there: the VM will have to be started by hand"}
+	}
+	var files []diskFile
+	for _, w := range disks {
+		files = append(files, diskFile{Slot: w.Slot, Name: w.Name, Socket: d.socketPath(group, w.Name)})
+	}
+	_, found, err := qmp.MapDomain(xml, d.mapping(group, files))
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	for _, p := range found {
+		problems = append(problems, p.String())
+	}
+	return problems, nil
+}
+
+// reachableBy checks that a user of the given group may pass through every
+// folder on the way to dir.
+func reachableBy(dir, group string) error {
+	gid := -1
+	if group != "" {
+		g, err := user.LookupGroup(group)
+		if err != nil {
+			return fmt.Errorf("group %q (libvirt.socket_group): %w", group, err)
+		}
+		if gid, err = strconv.Atoi(g.Gid); err != nil {
+			return fmt.Errorf("group %q: %w", group, err)
+		}
+	}
+	for p := filepath.Clean(dir); ; p = filepath.Dir(p) {
+		info, err := os.Stat(p)
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		mayPass := info.Mode().Perm()&0o001 != 0 || ok && int(st.Gid) == gid && info.Mode().Perm()&0o010 != 0
+		if !mayPass {
+			return fmt.Errorf("folder %s lets only its owner through", p)
+		}
+		if p == "/" || p == "." {
+			return nil
+		}
+	}
+}
+
+// removeTree deletes a group's folder.
+func removeTree(dir string) error { return os.RemoveAll(dir) }

@@ -1,0 +1,133 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"kagami/appliance/config"
+	"kagami/ext4j/epoch"
+	"kagami/images"
+	"kagami/replica"
+	"kagami/replica/wire"
+)
+
+// maxWindow is the most a source may have unacknowledged, bytes, unless this
+// site's own queue is larger.
+const maxWindow = 64 << 20
+
+// startReplica opens a replica's images and spool. fresh: the images were made
+// just now and read as zeros.
+func (g *group) startReplica(fresh bool) error {
+	f := g.snapshot()
+	damaged, err := g.openReplicaImages(f)
+	if err != nil {
+		return errors.Join(err, g.closeImages())
+	}
+	imgs := map[uint32]replica.Image{}
+	g.mu.Lock()
+	for slot, img := range g.images {
+		imgs[slot] = img
+	}
+	g.mu.Unlock()
+	rep, err := replica.Open(replica.Options{FS: g.d.fs, Dir: g.dir, ID: f.ID, Replica: g.d.siteID, Images: imgs,
+		Limits: replicaLimits(g.d.limits(g.name)), Codec: g.d.codec, Lineage: f.Lineage, Session: f.Session, Fresh: fresh,
+		Damaged: damaged, Event: g.note, Left: func() { g.input(SourceLeft, "link lost") },
+		Persist: func(lineage epoch.UUID, session uint64) error {
+			return g.update(func(f *groupFile) { f.Lineage, f.Session = lineage, session })
+		}})
+	if err != nil {
+		return errors.Join(fmt.Errorf("open replica: %w", err), g.closeImages())
+	}
+	g.mu.Lock()
+	g.rep = rep
+	g.mu.Unlock()
+	return nil
+}
+
+func replicaLimits(l config.Limits) replica.Limits {
+	return replica.Limits{SegmentBytes: l.SegmentBytes, SpoolBytes: l.SpoolBytes, WindowBytes: max(maxWindow, l.QueueBytes),
+		ApplyBytes: l.ApplyBytes, ApplyAge: l.ApplyAge}
+}
+
+// openReplicaImages opens and checks the images. One that is not the file that
+// kagami made is not trusted: the source compares it.
+func (g *group) openReplicaImages(f *groupFile) (damaged string, err error) {
+	for _, d := range f.Disks {
+		img, err := images.OpenImage(g.d.fs, d.Image, images.Want{Size: d.Size, Identity: d.ID.String()})
+		if errors.Is(err, images.ErrIdentity) {
+			if img, err = images.OpenImage(g.d.fs, d.Image, images.Want{Size: d.Size}); err == nil {
+				damaged = fmt.Sprintf("image %s was replaced by a file that kagami did not make", d.Image)
+				err = img.SetAttr(images.IdentityAttr, []byte(d.ID.String()))
+			}
+		}
+		if err != nil {
+			return "", fmt.Errorf("image of disk %s: %w", d.Name, err)
+		}
+		g.mu.Lock()
+		g.images[d.Slot] = img
+		g.mu.Unlock()
+	}
+	return damaged, nil
+}
+
+// makeReplica makes the group that a source asks for: folder, sparse images,
+// then the group file, whose presence makes it real. What a broken-off attempt
+// left is removed first.
+func (d *Daemon) makeReplica(m wire.Manifest, site string) (*group, error) {
+	f := &groupFile{Version: groupFileVersion, Name: m.Name, ID: m.ID, Role: RoleReplica, Peer: site, VM: m.VM,
+		Lineage: m.Lineage, Past: m.Past, Session: m.Session}
+	g := newGroup(d, f)
+	if err := d.fs.MkdirAll(g.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make group folder: %w", err)
+	}
+	dir := d.imageDir(m.Name)
+	if err := d.fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make image folder: %w", err)
+	}
+	for _, w := range m.Disks {
+		df := diskFile{Slot: w.Slot, ID: w.ID, Name: w.Name, Size: w.Size, Image: dir + "/" + w.Name + ".raw", Socket: d.socketPath(m.Name, w.Name)}
+		if err := d.makeImage(df); err != nil {
+			return nil, err
+		}
+		f.Disks = append(f.Disks, df)
+	}
+	if err := f.save(d.fs, g.dir); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// makeImage makes an empty image, over one that an attempt without a group file left.
+func (d *Daemon) makeImage(f diskFile) error {
+	if err := d.moveAside(f.Image); err != nil {
+		return err
+	}
+	img, err := images.CreateImage(d.fs, f.Image, f.Size, f.ID.String())
+	if err != nil {
+		return fmt.Errorf("make image of disk %s: %w", f.Name, err)
+	}
+	return img.Close()
+}
+
+// moveAside renames an existing file so that nothing is ever overwritten.
+func (d *Daemon) moveAside(path string) error {
+	old, err := d.fs.Open(path)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	if err := old.Close(); err != nil {
+		return fmt.Errorf("close %s: %w", path, err)
+	}
+	aside := fmt.Sprintf("%s.old-%s", path, time.Now().UTC().Format("20060102T150405.000"))
+	if err := d.fs.Rename(path, aside); err != nil {
+		return fmt.Errorf("put %s aside: %w", path, err)
+	}
+	return nil // CreateImage fsyncs the folder
+}
+
+func (d *Daemon) imageDir(group string) string { return d.cfg.StateDir + "/images/" + group }
+
+func (d *Daemon) socketPath(group, disk string) string {
+	return d.cfg.RunDir + "/" + group + "-" + disk + ".sock"
+}

@@ -1,0 +1,269 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"kagami/appliance/config"
+	"kagami/appliance/ship"
+	"kagami/ext4j"
+	"kagami/ext4j/activelog"
+	"kagami/images"
+	"kagami/replica/wire"
+)
+
+// source is the serving side of a group while it is started: the ext4j group,
+// its exports, and, unless the group was promoted, the goroutine that keeps it
+// attached to its replica.
+type source struct {
+	g       *group
+	limits  config.Limits
+	eng     *ext4j.Group
+	exports []*export
+	link    *ship.Link // nil: promoted, no replica
+	log     *activelog.Log
+	close   func() error // closes the record of changes
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+
+	// What the goroutine in attach.go knows; no other touches it.
+	active  []ext4j.Range // may differ from before this start
+	pins    []activelog.Region
+	compare string     // why everything must be compared; "": nothing says so
+	clean   *cleanMark // the last stop left nothing to resync
+	begun   bool       // the ext4j group has a session
+	empty   bool       // images made just now: a block copy will fill them
+
+	finish chan chan error // asks the goroutine to end a first sync
+
+	mu      sync.Mutex
+	binding *ship.Binding
+	synced  chan struct{} // closed when the group is attached and complete or may be filled
+	last    wire.Ack
+}
+
+// startSource opens a source's images and record of changes, raises the
+// session and begins to serve. Requests wait until the replica is attached.
+func (g *group) startSource() error {
+	s, err := g.openSource(false)
+	if err != nil {
+		return err
+	}
+	return s.begin()
+}
+
+// openSource prepares a source with a replica. fresh says that its images were
+// just made and are empty.
+func (g *group) openSource(fresh bool) (*source, error) {
+	f := g.snapshot()
+	link := g.d.links[f.Peer]
+	if link == nil {
+		return nil, fmt.Errorf("group %s replicates to site %q, which is not among the peers of the config file", g.name, f.Peer)
+	}
+	s := &source{g: g, limits: g.d.limits(g.name), link: link, clean: f.Clean, empty: fresh, synced: make(chan struct{}), finish: make(chan chan error)}
+	if err := s.openImages(f); err != nil {
+		return nil, errors.Join(err, g.closeImages())
+	}
+	if err := s.openLog(f); err != nil {
+		return nil, errors.Join(err, g.closeImages())
+	}
+	// The session is durable, and the clean mark gone, before the first write.
+	if err := g.update(func(f *groupFile) { f.Session++; f.Clean = nil }); err != nil {
+		return nil, errors.Join(err, s.log.Close(), g.closeImages())
+	}
+	s.eng = ext4j.NewGroup(ext4j.Options{Recorder: s.log, MaxExtent: s.limits.ActiveLogBytes / 4, Limits: ext4j.Limits{
+		QueueBytes: s.limits.QueueBytes, EpochBytes: s.limits.EpochBytes, EpochAge: s.limits.EpochAge}})
+	s.close = s.log.Close
+	return s, nil
+}
+
+// openImages opens, locks and checks the images. An image that is not the one
+// the group knew, or that changed since a clean stop, is served, but all of it
+// is compared.
+func (s *source) openImages(f *groupFile) error {
+	for _, d := range f.Disks {
+		img, err := images.OpenImage(s.g.d.fs, d.Image, images.Want{Size: d.Size, Identity: d.ID.String()})
+		if errors.Is(err, images.ErrIdentity) {
+			if img, err = images.OpenImage(s.g.d.fs, d.Image, images.Want{Size: d.Size}); err == nil {
+				s.compare = fmt.Sprintf("image %s was replaced by a file that kagami did not make", d.Image)
+				err = img.SetAttr(images.IdentityAttr, []byte(d.ID.String()))
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("image of disk %s: %w", d.Name, err)
+		}
+		s.g.mu.Lock()
+		s.g.images[d.Slot] = img
+		s.g.mu.Unlock()
+		if err := s.checkUnchanged(img, &d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *source) checkUnchanged(img *images.Image, d *diskFile) error {
+	if s.clean == nil {
+		return nil
+	}
+	now, err := img.ModTime()
+	if err != nil {
+		return fmt.Errorf("image of disk %s: %w", d.Name, err)
+	}
+	if was, ok := s.clean.Mtime[d.Slot]; !ok || was != now {
+		s.compare = fmt.Sprintf("image %s was changed while kagami did not run", d.Image)
+	}
+	return nil
+}
+
+const regionBytes = 1 << 20
+
+// openLog opens the active log. A log that cannot be read costs a compare of
+// everything.
+func (s *source) openLog(f *groupFile) error {
+	path := s.g.dir + "/active.log"
+	o := activelog.Options{Group: f.ID, RegionBytes: regionBytes, MaxRegions: int(s.limits.ActiveLogBytes / regionBytes)}
+	log, regions, err := activelog.Open(s.g.d.fs, path, o)
+	if errors.Is(err, activelog.ErrCorrupt) {
+		s.compare = err.Error()
+		if err := s.g.d.fs.Rename(path, path+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("put damaged active log aside: %w", err)
+		}
+		log, regions, err = activelog.Open(s.g.d.fs, path, o)
+	}
+	if err != nil {
+		return fmt.Errorf("open active log: %w", err)
+	}
+	s.log, s.pins, s.active = log, regions, ranges(regions)
+	return nil
+}
+
+// ranges are the bytes that regions stand for.
+func ranges(regions []activelog.Region) []ext4j.Range {
+	out := make([]ext4j.Range, 0, len(regions))
+	for _, r := range regions {
+		out = append(out, ext4j.Range{Slot: r.Disk, Off: int64(r.Index) * regionBytes, Len: regionBytes})
+	}
+	return out
+}
+
+// begin adds the disks and exports and starts the goroutine that attaches.
+func (s *source) begin() error {
+	if err := s.serve(); err != nil {
+		return errors.Join(err, s.stop())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.g.mu.Lock()
+	s.g.src = s
+	s.g.mu.Unlock()
+	if s.link != nil {
+		s.wg.Go(func() { s.follow(ctx) })
+	}
+	s.wg.Go(func() { s.watch(ctx) })
+	return nil
+}
+
+// serve puts every disk behind its socket. Requests wait for the gate.
+func (s *source) serve() error {
+	f := s.g.snapshot()
+	for _, d := range f.Disks {
+		s.g.mu.Lock()
+		img := s.g.images[d.Slot]
+		s.g.mu.Unlock()
+		x, err := newExport(s.g.d, s.g.name, d, s.eng.AddDisk(d.Slot, img), img)
+		if err != nil {
+			return fmt.Errorf("export disk %s: %w", d.Name, err)
+		}
+		s.exports = append(s.exports, x)
+	}
+	return nil
+}
+
+// watch turns the ext4j group's failure into the group's.
+func (s *source) watch(ctx context.Context) {
+	<-s.eng.Done()
+	if ctx.Err() == nil {
+		if err := s.eng.Err(); err != nil && !errors.Is(err, ext4j.ErrGone) {
+			s.g.fail(err)
+		}
+	}
+}
+
+// drain lets everything reach the replica and writes the clean mark.
+func (s *source) drain(ctx context.Context) error {
+	if s.link == nil {
+		return s.eng.SyncImages()
+	}
+	pos, err := s.eng.Drain(ctx)
+	if err != nil {
+		return err
+	}
+	mtime := map[uint32]int64{}
+	s.g.mu.Lock()
+	imgs := s.g.images
+	s.g.mu.Unlock()
+	for slot, img := range imgs {
+		if mtime[slot], err = img.ModTime(); err != nil {
+			return fmt.Errorf("read time of image %s: %w", img.Path(), err)
+		}
+	}
+	return s.g.update(func(f *groupFile) {
+		if f.Complete && f.Fenced == "" {
+			f.Clean = &cleanMark{Pos: pos, Mtime: mtime}
+		}
+	})
+}
+
+// stop ends the service: clients are dropped without an answer, so that they
+// come back to the next daemon.
+func (s *source) stop() error {
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.eng.Fail(ext4j.ErrGone)
+	var errs []error
+	for _, x := range s.exports {
+		errs = append(errs, x.close())
+	}
+	s.eng.Close()
+	s.wg.Wait()
+	return errors.Join(append(errs, s.close())...)
+}
+
+// ready waits until the group is attached and its gate open.
+func (s *source) ready(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("wait for site %s: %w", s.g.snapshot().Peer, context.Cause(ctx))
+	case <-s.eng.Done():
+		return s.eng.Err()
+	case <-s.synced:
+		return nil
+	}
+}
+
+// finishFirstSync ends the first sync that a block copy was. It waits for the
+// link if it is lost just then.
+func (s *source) finishFirstSync(ctx context.Context) error {
+	for {
+		done := make(chan error, 1)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-s.eng.Done():
+			return s.eng.Err()
+		case s.finish <- done:
+		}
+		if err := <-done; !errors.Is(err, errLinkLost) {
+			return err
+		}
+	}
+}
+
+// linkPatience is how long a command waits for a peer to be connected.
+const linkPatience = 10 * time.Second

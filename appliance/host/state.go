@@ -1,0 +1,77 @@
+package host
+
+import "fmt"
+
+// State of a group at a site.
+type State string
+
+// The states of a source (first block), of a replica (second), and of either.
+const (
+	Syncing   State = "syncing"    // the first sync runs: unprotected
+	Streaming State = "streaming"  // every FLUSH is answered by both sites
+	Stalled   State = "stalled"    // the link is lost: FLUSH waits
+	Resyncing State = "resyncing"  // regions that may differ are compared and shipped
+	Detached  State = "unmirrored" // promoted and serving, without a replica
+	Fenced    State = "fenced"     // superseded by a promotion elsewhere: serves nothing
+
+	Waiting   State = "waiting"   // no source is attached
+	Receiving State = "receiving" // a source is attached
+	Promoting State = "promoting" // a failover is under way
+
+	Failed State = "failed"
+)
+
+// Input is something that happened to a group.
+type Input string
+
+// Inputs of the state machine.
+const (
+	LinkLost     Input = "link lost"
+	Attached     Input = "attached" // the replica follows the stream
+	SyncBegun    Input = "first sync begun"
+	SyncEnded    Input = "first sync ended"
+	ResyncBegun  Input = "resync begun"
+	ResyncEnded  Input = "resync ended"
+	Superseded   Input = "superseded" // the other site was promoted
+	SourceCame   Input = "source attached"
+	SourceLeft   Input = "source left"
+	PromoteBegun Input = "promotion begun"
+	PromoteUndo  Input = "promotion given up"
+	Promoted     Input = "promoted"
+	Broken       Input = "failed"
+)
+
+// transitions is the whole machine. What is not listed is refused, but for
+// Broken, which leads to Failed from everywhere, and inputs that change nothing.
+var transitions = map[State]map[Input]State{
+	Syncing:   {LinkLost: Stalled, Attached: Syncing, SyncBegun: Syncing, SyncEnded: Streaming, ResyncBegun: Resyncing, Superseded: Fenced},
+	Streaming: {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced},
+	Stalled:   {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced},
+	Resyncing: {LinkLost: Stalled, ResyncBegun: Resyncing, ResyncEnded: Streaming, Superseded: Fenced},
+	Detached:  {},
+	Fenced:    {LinkLost: Fenced, Superseded: Fenced},
+	Waiting:   {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
+	Receiving: {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
+	Promoting: {SourceLeft: Promoting, PromoteBegun: Promoting, PromoteUndo: Waiting, Promoted: Detached},
+	Failed:    {LinkLost: Failed, SourceLeft: Failed},
+}
+
+// Authority says whether this site may serve the group. It is true for every
+// operator's command; a lease will provide it for automatic failover.
+type Authority bool
+
+// Next is the state machine: pure, total, the same for every group. Inputs
+// that lead to serving need authority.
+func Next(from State, in Input, may Authority) (State, error) {
+	if in == Broken {
+		return Failed, nil
+	}
+	to, ok := transitions[from][in]
+	if !ok {
+		return from, fmt.Errorf("a group that is %s cannot take %q", from, in)
+	}
+	if (in == PromoteBegun || in == Promoted) && !may {
+		return from, fmt.Errorf("this site has no authority to serve the group")
+	}
+	return to, nil
+}
