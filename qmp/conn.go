@@ -1,0 +1,103 @@
+package qmp
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// onLost runs in the event loop.
+func (l *Libvirt) onLost() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.isLost {
+		return
+	}
+	l.isLost = true
+	close(l.lost)
+	for q := range l.queues {
+		q.push(Event{Kind: EventDisconnected})
+	}
+}
+
+// Alive reports that the connection is not known to be lost.
+func (l *Libvirt) Alive() bool {
+	select {
+	case <-l.lost:
+		return false
+	default:
+		return true
+	}
+}
+
+// Lost is closed when the connection is lost or closed.
+func (l *Libvirt) Lost() <-chan struct{} { return l.lost }
+
+// on finds a VM and does one piece of work on it. With change it waits for its
+// turn, and no other change runs meanwhile.
+func (l *Libvirt) on(ctx context.Context, vm string, change bool, f func(*worker) error) error {
+	if err := l.gate.enter(); err != nil {
+		return fmt.Errorf("%s: %w", vm, err)
+	}
+	defer l.gate.wg.Done()
+	c := &calls{gate: &l.gate}
+	unlock := func() {}
+	if change {
+		var err error
+		if unlock, err = l.locks.lock(ctx, vm); err != nil {
+			return err
+		}
+	}
+	d, err := await(ctx, c, "look up "+vm, func() (*libvirtDomain, error) { return l.lookup(vm) })
+	if err != nil {
+		c.finish(unlock)
+		return err
+	}
+	defer c.finish(func() {
+		d.free()
+		unlock()
+	})
+	return f(&worker{d: d, calls: c, poll: 250 * time.Millisecond})
+}
+
+// VM is a VM libvirt knows.
+type VM struct {
+	Name, UUID string
+	State      State
+}
+
+// QEMUUser is the user and group ids that QEMU runs as. Sockets and files it is to
+// use must be open to them.
+func (l *Libvirt) QEMUUser(ctx context.Context) (uid, gid int, err error) {
+	caps, err := await(ctx, &calls{gate: &l.gate}, "ask for libvirt's capabilities", l.capabilities)
+	if err != nil {
+		return 0, 0, err
+	}
+	return qemuUser(caps)
+}
+
+// Supervise streams what happens to VMs until ctx ends or the connection is
+// lost; then the channel is closed.
+func (l *Libvirt) Supervise(ctx context.Context) (<-chan Event, error) {
+	q := newEventQueue()
+	ids, err := await(ctx, &calls{gate: &l.gate}, "register for libvirt's events", func() ([]int, error) { return l.register(q) })
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	l.queues[q] = true
+	if l.isLost {
+		q.push(Event{Kind: EventDisconnected})
+	}
+	l.mu.Unlock()
+	out := make(chan Event)
+	go func() {
+		defer close(out)
+		q.pump(ctx, out)
+		l.mu.Lock()
+		delete(l.queues, q)
+		l.mu.Unlock()
+		l.deregister(ids)
+	}()
+	return out, nil
+}
