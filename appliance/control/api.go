@@ -1,0 +1,181 @@
+package control
+
+import (
+	"context"
+	"time"
+)
+
+// Backend is the daemon behind the API; package host implements it. Errors
+// that are *Error reach the client as they are.
+type Backend interface {
+	Status(ctx context.Context) (Status, error)
+	Protect(ctx context.Context, req ProtectRequest, emit func(Event)) error
+	Unprotect(ctx context.Context, req UnprotectRequest, emit func(Event)) error
+	Failover(ctx context.Context, req FailoverRequest, emit func(Event)) (FailoverReport, error)
+}
+
+// Exit codes of the command line, also carried by Error.
+const (
+	ExitOK          = 0
+	ExitFailed      = 1 // something went wrong on the way
+	ExitUsage       = 2 // the command line or the config file is wrong
+	ExitRefused     = 3 // a precondition does not hold; nothing was changed
+	ExitUnreachable = 4 // the daemon does not answer
+	ExitNotFound    = 5 // no such VM, disk, group or peer
+)
+
+// Error is an error for people: one sentence, and what to do next.
+type Error struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+	Exit    int    `json:"exit"`
+}
+
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return e.Message
+	}
+	return e.Message + ": " + e.Hint
+}
+
+// Event is one step of a long operation. Sizes are bytes, Rate bytes per second.
+type Event struct {
+	Step       string  `json:"step"`
+	Message    string  `json:"message,omitempty"`
+	Done       int64   `json:"done,omitempty"`
+	Total      int64   `json:"total,omitempty"`
+	Rate       int64   `json:"rate,omitempty"`
+	ETASeconds float64 `json:"eta_s,omitempty"`
+}
+
+// ProtectRequest asks to protect a VM's disks; no Disks means all writable ones.
+type ProtectRequest struct {
+	VM     string   `json:"vm"`
+	Disks  []string `json:"disks,omitempty"`
+	To     string   `json:"to"`
+	DryRun bool     `json:"dry_run,omitempty"`
+}
+
+// UnprotectRequest asks to move a VM back to plain files. Files names new
+// files by disk; a disk without one goes back to where it came from.
+type UnprotectRequest struct {
+	VM     string            `json:"vm"`
+	Files  map[string]string `json:"files,omitempty"`
+	DryRun bool              `json:"dry_run,omitempty"`
+}
+
+// FailoverRequest asks this site to take a group over.
+type FailoverRequest struct {
+	VM      string `json:"vm"` // or the name of a declared group
+	Force   bool   `json:"force,omitempty"`
+	DryRun  bool   `json:"dry_run,omitempty"`
+	NoStart bool   `json:"no_start,omitempty"`
+}
+
+// FailoverReport is what a failover did, or, with DryRun, would do.
+type FailoverReport struct {
+	Group      string    `json:"group"`
+	DryRun     bool      `json:"dry_run,omitempty"`
+	At         time.Time `json:"at,omitzero"`
+	LSN        uint64    `json:"lsn"`
+	Lineage    string    `json:"lineage,omitempty"`
+	RPOSeconds float64   `json:"rpo_s"` // age of the last epoch when the failover began
+	RTOSeconds float64   `json:"rto_s"`
+	Lost       string    `json:"lost,omitempty"`
+	Notes      []string  `json:"notes,omitempty"`
+	Domain     string    `json:"domain,omitempty"`
+	Replayed   int       `json:"replayed_transactions"`
+}
+
+// Status is everything this site knows.
+type Status struct {
+	Site    string    `json:"site"`
+	Version string    `json:"version"`
+	Since   time.Time `json:"since"`
+	Peers   []Peer    `json:"peers"`
+	Groups  []Group   `json:"groups"`
+}
+
+// Peer is the link to another site.
+type Peer struct {
+	Name        string    `json:"name"`
+	Address     string    `json:"address"`
+	Connected   bool      `json:"connected"`
+	Since       time.Time `json:"since"`
+	Connections int       `json:"connections"`
+	RTTMs       float64   `json:"rtt_ms"`
+	Inflight    int64     `json:"inflight_bytes"`
+	SentBytes   uint64    `json:"sent_bytes"` // since the link came up
+	Error       string    `json:"error,omitempty"`
+	Version     string    `json:"version,omitempty"`
+}
+
+// Group is one group at this site. Sizes are bytes.
+type Group struct {
+	Name       string          `json:"name"`
+	ID         string          `json:"id"`
+	VM         string          `json:"vm,omitempty"`
+	Role       string          `json:"role"` // source, replica, promoted
+	State      string          `json:"state"`
+	Since      time.Time       `json:"since"`
+	Reason     string          `json:"reason,omitempty"`
+	Protected  bool            `json:"protected"` // every returned fsync survives the loss of the source's site
+	Complete   bool            `json:"complete"`  // the first sync has ended
+	Mode       string          `json:"mode"`
+	OnLinkLoss string          `json:"on_link_loss"`
+	Peer       string          `json:"peer"`
+	PeerUp     bool            `json:"peer_connected"`
+	Lineage    string          `json:"lineage"`
+	Session    uint64          `json:"session"`
+	LSN        LSN             `json:"lsn"`
+	RPOSeconds float64         `json:"rpo_s"`
+	QueueBytes int64           `json:"queue_bytes"`
+	QueueLimit int64           `json:"queue_limit"`
+	SpoolBytes int64           `json:"spool_bytes"`
+	SpoolLimit int64           `json:"spool_limit"`
+	Regions    int             `json:"active_regions"`
+	Flushes    int             `json:"unacked_flushes"`
+	Written    uint64          `json:"written_bytes"` // by the guest, since the daemon started
+	Resynced   uint64          `json:"resynced_bytes"`
+	Sync       *Sync           `json:"sync,omitempty"`
+	Disks      []Disk          `json:"disks"`
+	Alarms     []string        `json:"alarms,omitempty"`
+	Events     []LoggedEvent   `json:"events,omitempty"`
+	Failover   *FailoverReport `json:"last_failover,omitempty"`
+}
+
+// LSN are a group's positions; those of the other site are what it last told.
+type LSN struct {
+	Assigned uint64 `json:"assigned"`
+	Received uint64 `json:"received"`
+	Durable  uint64 `json:"durable"`
+	Applied  uint64 `json:"applied"`
+}
+
+// Sync is how far a first sync or resync is.
+type Sync struct {
+	What       string  `json:"what"`
+	Done       int64   `json:"done"`
+	Total      int64   `json:"total"`
+	Rate       int64   `json:"rate"`
+	ETASeconds float64 `json:"eta_s"`
+}
+
+// Disk is one disk of a group.
+type Disk struct {
+	Name    string `json:"name"`
+	Slot    uint32 `json:"slot"`
+	ID      string `json:"id"`
+	Size    int64  `json:"size"`
+	Image   string `json:"image"`
+	Socket  string `json:"socket"`
+	Clients int    `json:"clients"`
+	OldFile string `json:"old_file,omitempty"` // what the VM ran from before; kept and locked
+}
+
+// LoggedEvent is one entry of a group's history.
+type LoggedEvent struct {
+	At   time.Time `json:"at"`
+	Text string    `json:"text"`
+}
