@@ -50,7 +50,7 @@ func parse(file string, data []byte, lookup func(string) (string, bool)) (*Confi
 	if err != nil {
 		return nil, fmt.Errorf("read configuration %s: %w", file, err)
 	}
-	r.peerLimits(c)
+	r.refusePeerLimits(c)
 	c.fill(func(path string) bool { return r.given(path) })
 	for _, p := range validate(c) {
 		if !r.complained(p.Key) {
@@ -114,7 +114,7 @@ func (r *reader) complained(path string) bool {
 			return true
 		}
 	}
-	return false
+	return r.bad[""]
 }
 
 // locate adds to a problem where its key was set and what it was set to.
@@ -142,11 +142,13 @@ func parent(path string) string {
 	return path[:max(0, strings.LastIndexAny(path, ".["))]
 }
 
-// peerLimits refuses limits of a group that belong to the peer, whose
-// connections all groups share.
-func (r *reader) peerLimits(c *Config) {
+// peerLimits are the limits of a peer's connections, which all groups share.
+var peerLimits = []string{"inflight_bytes", "heartbeat", "link_timeout"}
+
+// refusePeerLimits refuses limits of a group that belong to the peer.
+func (r *reader) refusePeerLimits(c *Config) {
 	for i := range c.Groups {
-		for _, key := range []string{"inflight_bytes", "heartbeat", "link_timeout"} {
+		for _, key := range peerLimits {
 			path := at("groups", i, "limits", key)
 			if line, ok := r.lines[path]; ok {
 				r.fail(line, path, r.values[path], "not a group's: all groups share the peer's connections; set limits."+key)

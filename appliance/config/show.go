@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -38,6 +39,7 @@ func node(v reflect.Value) *yaml.Node {
 				continue
 			}
 			val = node(fv.Elem())
+			dropPeerLimits(val)
 		case reflect.Slice:
 			if fv.Len() == 0 {
 				continue
@@ -49,6 +51,17 @@ func node(v reflect.Value) *yaml.Node {
 		n.Content = append(n.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: f.key}, val)
 	}
 	return n
+}
+
+// dropPeerLimits removes what a group may not set from its mapping of limits.
+// No other mapping behind a pointer has those keys.
+func dropPeerLimits(n *yaml.Node) {
+	for i := 0; i < len(n.Content); i += 2 {
+		if slices.Contains(peerLimits, n.Content[i].Value) {
+			n.Content = slices.Delete(n.Content, i, i+2)
+			i -= 2
+		}
+	}
 }
 
 func list(v reflect.Value) *yaml.Node {

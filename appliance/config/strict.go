@@ -41,8 +41,11 @@ func (r *reader) read(data []byte, t reflect.Type) map[string]any {
 		}
 		return map[string]any{}
 	}
-	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
-		r.fail(more.Line, "", "", "a second document: the file must hold one")
+	switch err := dec.Decode(&more); {
+	case err == nil:
+		r.note(more.Line, "", "", "a second document: the file must hold one")
+	case !errors.Is(err, io.EOF):
+		r.syntax(err)
 	}
 	if len(doc.Content) != 1 || isNull(doc.Content[0]) {
 		return map[string]any{}
@@ -65,8 +68,14 @@ func (r *reader) syntax(err error) {
 	r.fail(line, "", "", "not valid YAML: "+text)
 }
 
+// fail notes a problem that spoils the key's value: what follows from that is
+// not reported. With key "" it spoils the whole file.
 func (r *reader) fail(line int, key, value, what string) {
 	r.bad[key] = true
+	r.note(line, key, value, what)
+}
+
+func (r *reader) note(line int, key, value, what string) {
 	r.problems = append(r.problems, Problem{Where: r.where(line), Key: key, Value: value, What: what, line: line})
 }
 
@@ -90,7 +99,7 @@ func (r *reader) mapping(n *yaml.Node, t reflect.Type, path string) (map[string]
 		at := at(path, key.Value)
 		f, ok := find(fields, key)
 		if !ok {
-			r.fail(key.Line, at, "", "unknown key"+allowedKeys(fields, key.Value))
+			r.note(key.Line, at, "", "unknown key"+allowedKeys(fields, key.Value))
 			continue
 		}
 		if first, dup := r.lines[at]; dup {
