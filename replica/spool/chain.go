@@ -60,6 +60,17 @@ type logView struct {
 	notes   []string
 }
 
+// tail is how many bytes behind the log's end must be cleared, so that nothing
+// dropped now is ever taken for the next record: one header after a clean end,
+// else everything that is left of the segment. newest says that no newer
+// segment was found: such a one may have made records behind the end void.
+func (v *logView) tail(newest bool) int64 {
+	if newest && v.dropped == 0 && len(v.notes) == 0 {
+		return epoch.HeaderSize
+	}
+	return math.MaxInt64 / 2
+}
+
 // walker reads the log from segments in the order chain gave.
 type walker struct {
 	v       logView

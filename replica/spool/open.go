@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -58,8 +59,10 @@ func Open(o Options, applied epoch.LSN) (*Spool, Recovery, error) {
 // recover finds the log, makes it durable, and makes everything else void.
 //
 // Durability, in this order: the names of the folder; the log, rewritten where
-// it may not have reached the disk; free headers over all other segments, so
-// that nothing dropped now can ever be read as a continuation later.
+// it may not have reached the disk; the headers of all other segments, so that
+// nothing dropped now can ever be read as a continuation later. That includes
+// those that read as free or as nothing: what is read may not have reached the
+// disk either, and an older header come back.
 func (sp *Spool) recover(applied epoch.LSN) (Recovery, error) {
 	if err := sp.syncDir(); err != nil {
 		return Recovery{}, err
@@ -68,10 +71,14 @@ func (sp *Spool) recover(applied epoch.LSN) (Recovery, error) {
 	if err != nil {
 		return Recovery{}, err
 	}
-	heads := make([]header, len(used))
-	for i, g := range used {
-		heads[i] = g.head
-		sp.number = max(sp.number, g.head.Number)
+	var heads []header
+	var free int
+	for _, g := range used {
+		if sp.number = g.head.Number; sp.number == 0 {
+			free++
+		} else {
+			heads = append(heads, g.head)
+		}
 	}
 	order, err := chain(heads, applied)
 	if err != nil {
@@ -79,7 +86,7 @@ func (sp *Spool) recover(applied epoch.LSN) (Recovery, error) {
 	}
 	log := make([]*segment, len(order))
 	for k, i := range order {
-		log[k] = used[i]
+		log[k] = used[free+i]
 	}
 	view, err := sp.walk(log)
 	if err != nil {
@@ -94,8 +101,8 @@ func (sp *Spool) recover(applied epoch.LSN) (Recovery, error) {
 	return report(heads, len(log), &view, applied), nil
 }
 
-// openSlots opens and locks all segment files. It returns those in use; the
-// others are put into their lists.
+// openSlots opens and locks all segment files. It returns those with a valid
+// header, in the order of their numbers; the others are put into their lists.
 func (sp *Spool) openSlots() ([]*segment, error) {
 	names, err := sp.o.FS.ReadDir(sp.o.Dir)
 	if err != nil {
@@ -119,7 +126,7 @@ func (sp *Spool) openSlots() ([]*segment, error) {
 	return used, nil
 }
 
-// openSlot opens a segment file; the result is nil when it holds nothing.
+// openSlot opens a segment file; the result is nil when it has no valid header.
 func (sp *Spool) openSlot(id int) (*segment, error) {
 	f, err := sp.o.FS.Open(slotPath(sp.o.Dir, id))
 	if err != nil {
@@ -151,10 +158,6 @@ func (sp *Spool) openSlot(id int) (*segment, error) {
 		return nil, fmt.Errorf("%w: it belongs to group %s", ErrCorrupt, g.head.Group)
 	}
 	s.ready = s.size == g.head.Bytes
-	if g.head.Number == 0 {
-		sp.release(s)
-		return nil, nil
-	}
 	s.stale, s.number = true, g.head.Number
 	return g, nil
 }
@@ -182,6 +185,9 @@ func (sp *Spool) walk(log []*segment) (logView, error) {
 
 // adopt keeps the segments that hold records above applied and makes the others free.
 func (sp *Spool) adopt(used, log []*segment, v *logView, applied epoch.LSN) error {
+	if err := sp.clearRaw(); err != nil {
+		return err
+	}
 	sp.appended, sp.closed, sp.durable = v.close, v.close, v.close
 	keep := map[*segment]bool{}
 	for i, g := range log {
@@ -193,7 +199,11 @@ func (sp *Spool) adopt(used, log []*segment, v *logView, applied epoch.LSN) erro
 	}
 	sp.fresh = len(sp.live) == 0
 	for i, g := range sp.live {
-		if err := sp.harden(g, v.hint, i == len(sp.live)-1); err != nil {
+		tail := int64(0)
+		if i == len(sp.live)-1 {
+			tail = v.tail(g == log[len(log)-1])
+		}
+		if err := g.harden(v.hint, tail); err != nil {
 			return err
 		}
 	}
@@ -211,30 +221,44 @@ func (sp *Spool) adopt(used, log []*segment, v *logView, applied epoch.LSN) erro
 	return sp.err
 }
 
+// clearRaw clears the headers of slots that must be filled before use.
+func (sp *Spool) clearRaw() error {
+	for _, s := range slices.Concat(sp.raw, sp.junk) {
+		if _, err := s.file.WriteAt(make([]byte, headerBytes), 0); err != nil {
+			return fmt.Errorf("clear header of spool segment: %w", err)
+		}
+		if err := s.sync(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // harden makes a segment of the log durable. What is above hint may never have
 // reached the disk, although it can be read: the last process may have been
 // killed before the fdatasync, or have seen it fail, after which the kernel
-// takes the pages for clean. So it is written again before it is synced. Where
-// the log ends, the next record's place is cleared.
-func (sp *Spool) harden(g *segment, hint epoch.LSN, last bool) error {
+// takes the pages for clean. So it is written again before it is synced. The
+// given number of bytes behind the log's end is cleared.
+func (g *segment) harden(hint epoch.LSN, tail int64) error {
 	f := g.slot.file
-	if g.last > hint {
-		b := make([]byte, readAhead)
-		for off := int64(0); off < g.end; {
-			n := min(int64(len(b)), g.end-off)
-			if _, err := f.ReadAt(b[:n], off); err != nil {
-				return fmt.Errorf("read spool segment: %w", err)
-			}
-			if _, err := f.WriteAt(b[:n], off); err != nil {
-				return fmt.Errorf("rewrite spool segment: %w", err)
-			}
-			off += n
+	b := make([]byte, min(readAhead, g.slot.size))
+	for off := int64(0); g.last > hint && off < g.end; {
+		n := min(int64(len(b)), g.end-off)
+		if _, err := f.ReadAt(b[:n], off); err != nil {
+			return fmt.Errorf("read spool segment: %w", err)
 		}
+		if _, err := f.WriteAt(b[:n], off); err != nil {
+			return fmt.Errorf("rewrite spool segment: %w", err)
+		}
+		off += n
 	}
-	if n := min(epoch.HeaderSize, g.slot.size-g.end); last && n > 0 {
-		if _, err := f.WriteAt(make([]byte, n), g.end); err != nil {
-			return fmt.Errorf("end spool segment: %w", err)
+	clear(b)
+	for off := g.end; off < min(g.end+tail, g.slot.size); {
+		n := min(int64(len(b)), g.end+tail-off, g.slot.size-off)
+		if _, err := f.WriteAt(b[:n], off); err != nil {
+			return fmt.Errorf("clear end of spool segment: %w", err)
 		}
+		off += n
 	}
 	return g.slot.sync()
 }

@@ -82,10 +82,11 @@ func (s *scanner) window(n int) ([]byte, error) {
 	return s.buf[min(s.off-s.start, int64(len(s.buf))):], nil
 }
 
-// sumFits reports that b begins with a record whose stored sum is right. The
-// layout is that of epoch.
+// sumFits reports that b begins with a record that was written whole: its
+// stored sum is right, and so are the last bytes of its header, which the sum
+// does not cover. The layout is that of epoch.
 func sumFits(b []byte, seed uint32) bool {
-	if len(b) < epoch.HeaderSize {
+	if len(b) < epoch.HeaderSize || binary.LittleEndian.Uint64(b[88:]) != 0 {
 		return false
 	}
 	n := binary.LittleEndian.Uint32(b[76:])
