@@ -56,7 +56,7 @@ func NewUUID() UUID {
 func ParseUUID(s string) (UUID, error) {
 	var u UUID
 	h := strings.ReplaceAll(s, "-", "")
-	if len(s) != 36 || len(h) != 32 {
+	if len(s) != 36 || len(h) != 32 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
 		return u, fmt.Errorf("%q is not a UUID", s)
 	}
 	if _, err := hex.Decode(u[:], []byte(h)); err != nil {
