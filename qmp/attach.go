@@ -244,12 +244,16 @@ func (w *worker) treat(ctx context.Context, target, socket, export string, delay
 	if d.discard == "ignore" {
 		discard = d.discard
 	}
+	st, err := await(ctx, w.calls, "ask for the state of "+w.d.name(), w.d.state)
+	if err != nil {
+		return err
+	}
 	err = awaitErr(ctx, w.calls, "reconnect treatment of disk "+target, func() error {
 		t, err := newTreatment(w.d.monitor(), d.alias, socket, export, discard, delay)
 		if err != nil {
 			return err
 		}
-		return t.run()
+		return t.run(st == StateIOError)
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w: treat it again", ErrUntreated, err)

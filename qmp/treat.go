@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -57,7 +58,7 @@ type nbdServer struct {
 	Path string `json:"path"`
 }
 
-// rawNode is one of the options of blockdev-reopen. What is left out would be
+// rawNode is one of the options of blockdev-reopen, or a node to add. What is left out would be
 // set to QEMU's default, so all that libvirt sets is here.
 type rawNode struct {
 	Driver       string    `json:"driver"`
@@ -76,10 +77,15 @@ type treatment struct {
 	export  string
 	delay   time.Duration
 	discard string // "unmap" or "ignore"
+	alias   string
+	top     string // the name of the node the device is on: format.Name, but in the middle of heal
 	format  node   // libvirt's format node
 	storage string // the name of libvirt's storage node
 	temp    string
 }
+
+// tempPrefix begins the names of temporary nodes.
+const tempPrefix = "kagami-"
 
 // socketName is the path that marks a temporary, a treated or a stock node.
 func tempPath(socket string) string    { return path.Dir(socket) + "/.//" + path.Base(socket) }
@@ -104,18 +110,32 @@ func newTreatment(m gq.Monitor, alias, socket, export, discard string, delay tim
 	if err != nil {
 		return nil, err
 	}
-	if !formatNode.MatchString(top.Name) || top.Driver != "raw" {
-		return nil, fmt.Errorf("%w: its top node in QEMU is %q (%s), not libvirt's raw format node", ErrUnsuited, top.Name, top.Driver)
+	base, err := baseName(top)
+	if err != nil {
+		return nil, err
 	}
-	base := strings.TrimSuffix(top.Name, "-format")
-	return &treatment{
-		mon: m, socket: socket, export: export, delay: delay, discard: discard,
-		format: top, storage: base + "-storage", temp: "kagami-" + base,
-	}, nil
+	t := &treatment{
+		mon: m, socket: socket, export: export, delay: delay, discard: discard, alias: alias,
+		top: top.Name, format: top, storage: base + "-storage", temp: tempPrefix + base,
+	}
+	t.format.Name = base + "-format"
+	return t, nil
 }
 
-// run does what is left of the six steps.
-func (t *treatment) run() error {
+// run does what is left of the six steps, or with broken, for a VM that is
+// paused on an I/O error, heals the disk if the steps fail.
+func (t *treatment) run(broken bool) error {
+	if t.top != t.format.Name {
+		return t.heal()
+	}
+	err := t.steps()
+	if err != nil && broken && !errors.Is(err, ErrNotAttached) {
+		return t.heal()
+	}
+	return err
+}
+
+func (t *treatment) steps() error {
 	switch nodeSocket(t.format.File) {
 	case treatedPath(t.socket):
 		return t.dropTemp()
@@ -169,16 +189,7 @@ func (t *treatment) toStorage() error {
 }
 
 // dropTemp is step 6.
-func (t *treatment) dropTemp() error {
-	nodes, err := namedNodes(t.mon)
-	if err != nil {
-		return err
-	}
-	if _, there := nodes[t.temp]; !there {
-		return nil
-	}
-	return t.del(t.temp)
-}
+func (t *treatment) dropTemp() error { return t.drop(t.rawUpper(), t.temp) }
 
 func (t *treatment) add(name, socket string) error {
 	return execute(t.mon, "blockdev-add", nbdNode{
@@ -192,10 +203,14 @@ func (t *treatment) reopen(file string) error {
 	type options struct {
 		Options []rawNode `json:"options"`
 	}
-	return execute(t.mon, "blockdev-reopen", options{[]rawNode{{
-		Driver: "raw", NodeName: t.format.Name, ReadOnly: t.format.ReadOnly, DetectZeroes: t.format.DetectZeroes,
+	return execute(t.mon, "blockdev-reopen", options{[]rawNode{t.rawNode(t.format.Name, file)}}, nil)
+}
+
+func (t *treatment) rawNode(name, file string) rawNode {
+	return rawNode{
+		Driver: "raw", NodeName: name, ReadOnly: t.format.ReadOnly, DetectZeroes: t.format.DetectZeroes,
 		Discard: t.discard, Cache: t.format.Cache, File: file,
-	}}}, nil)
+	}
 }
 
 func (t *treatment) del(name string) error {
