@@ -102,9 +102,6 @@ func ping(t *testing.T, l *Link, n int) float64 {
 }
 
 func TestThroughput(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes 3 s")
-	}
 	l := newLink(t, wanLine)
 	got := throughput(t, l, 3*time.Second)
 	t.Logf("one TCP connection, 3 s from its first byte, slow start included: %.0f Mbit/s", got/1e6)
