@@ -33,12 +33,12 @@ type Daemon struct {
 	siteID  epoch.UUID
 	codec   *wire.Codec
 	started time.Time
-	hv      Hypervisor // nil where libvirt is not enabled
 	server  *replica.Server
 	links   map[string]*ship.Link // by peer site
 
 	mu     sync.Mutex
 	groups map[string]*group // by name
+	hv     Hypervisor        // see virt
 	ctx    context.Context   // ends when the daemon stops
 	wg     sync.WaitGroup
 }

@@ -221,7 +221,7 @@ func (g *group) replayOne(dev diskDevice, df diskFile, p images.Partition, emit 
 	switch {
 	case errors.Is(err, super.ErrNotExt4):
 		return nil
-	case errors.Is(err, recover.ErrRefused):
+	case errors.Is(err, recover.ErrRefused), errors.Is(err, super.ErrUnsupported), errors.Is(err, super.ErrCorrupt):
 		g.failoverNote(emit, fmt.Sprintf("%s: the journal is left as it is, the guest's kernel will replay it: %v", what, err))
 		return nil
 	case err != nil:
@@ -265,7 +265,7 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 		return err
 	}
 	say(emit, "define", "defining VM %s", name)
-	if err := d.hv.Define(ctx, xml); err != nil {
+	if err := d.virt().Define(ctx, xml); err != nil {
 		return fromHypervisor(err)
 	}
 	if err := g.update(func(f *groupFile) {
@@ -278,11 +278,11 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 		return err
 	}
 	say(emit, "start", "starting VM %s", name)
-	var exports []qmp.Export
+	var exports []qmp.Served
 	for _, df := range f.Disks {
-		exports = append(exports, qmp.Export{Target: df.Name, Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(g.name).ReconnectDelay})
+		exports = append(exports, d.served(g.name, df))
 	}
-	if err := d.hv.Start(ctx, name, exports); err != nil {
+	if err := d.virt().Start(ctx, name, exports...); err != nil {
 		return fromHypervisor(err)
 	}
 	return nil
@@ -329,7 +329,7 @@ func (f *groupFile) promotedAt() string {
 
 // mapDomain makes the replica's definition from the shipped one.
 func (d *Daemon) mapDomain(_ context.Context, g *group) (xml string, problems []string, err error) {
-	if d.hv == nil {
+	if d.virt() == nil {
 		return "", nil, refused("libvirt is not enabled at this site", "set libvirt.enabled in the config file, or use --no-start")
 	}
 	b, err := images.ReadFile(d.fs, g.dir+"/domain.xml", maxXML)

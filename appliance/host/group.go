@@ -195,9 +195,22 @@ func (g *group) stop() error {
 		errs = append(errs, src.stop())
 	}
 	if rep != nil {
-		errs = append(errs, rep.Close())
+		errs = append(errs, rep.Close(), g.leaveRestMarks())
 	}
 	errs = append(errs, g.closeImages())
+	return errors.Join(errs...)
+}
+
+// leaveRestMarks marks a stopped replica's images, so that a change made
+// while kagami does not run is noticed.
+func (g *group) leaveRestMarks() error {
+	g.mu.Lock()
+	imgs := g.images
+	g.mu.Unlock()
+	var errs []error
+	for _, img := range imgs {
+		errs = append(errs, leaveRestMark(img))
+	}
 	return errors.Join(errs...)
 }
 

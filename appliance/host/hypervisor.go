@@ -22,12 +22,26 @@ type Hypervisor interface {
 	State(ctx context.Context, vm string) (qmp.State, error)
 	Attach(ctx context.Context, s qmp.AttachSpec, progress qmp.Progress) error
 	Detach(ctx context.Context, s qmp.DetachSpec, progress qmp.Progress) error
-	Treat(ctx context.Context, vm string, e qmp.Export) error
+	CancelCopy(ctx context.Context, vm, target, socket string) error
+	Treat(ctx context.Context, vm, target, socket, export string, delay time.Duration) error
 	Define(ctx context.Context, xml string) error
-	Start(ctx context.Context, vm string, exports []qmp.Export) error
+	Start(ctx context.Context, vm string, disks ...qmp.Served) error
 	Resume(ctx context.Context, vm string) error
-	Events(ctx context.Context) (<-chan qmp.Event, error)
+	Supervise(ctx context.Context) (<-chan qmp.Event, error)
 	Close() error
+}
+
+// virt is the present connection to libvirt; nil where libvirt is not enabled.
+func (d *Daemon) virt() Hypervisor {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.hv
+}
+
+func (d *Daemon) setVirt(hv Hypervisor) {
+	d.mu.Lock()
+	d.hv = hv
+	d.mu.Unlock()
 }
 
 func (d *Daemon) connectHypervisor(ctx context.Context) error {
@@ -38,42 +52,59 @@ func (d *Daemon) connectHypervisor(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connect to libvirt at %s: %w", d.cfg.Libvirt.URI, err)
 	}
-	d.hv = hv
+	d.setVirt(hv)
 	return nil
 }
 
 func (d *Daemon) closeHypervisor() {
-	if d.hv == nil {
-		return
-	}
-	if err := d.hv.Close(); err != nil {
-		d.log.Warn("close libvirt", "error", err)
+	if hv := d.virt(); hv != nil {
+		if err := hv.Close(); err != nil {
+			d.log.Warn("close libvirt", "error", err)
+		}
 	}
 }
 
+// virtRetry is the pause before a lost connection to libvirt is made anew.
+const virtRetry = 2 * time.Second
+
 // watchHypervisor treats the disks of protected VMs that somebody else
-// started, and resumes VMs that paused on an I/O error of a disk served here.
+// started, resumes VMs that paused on an I/O error of a disk served here, and
+// connects again when libvirt was restarted.
 func (d *Daemon) watchHypervisor(ctx context.Context) {
-	if d.hv == nil {
+	if d.virt() == nil {
 		return
 	}
 	d.wg.Go(func() {
-		for ctx.Err() == nil {
-			if err := d.superviseVMs(ctx); err != nil && ctx.Err() == nil {
-				d.log.Warn("libvirt events", "error", err)
-			}
+		for {
+			err := d.superviseVMs(ctx)
 			select {
 			case <-ctx.Done():
-			case <-time.After(2 * time.Second):
+				return
+			case <-time.After(virtRetry):
 			}
+			d.log.Warn("libvirt", "error", err)
+			d.reconnectHypervisor(ctx)
 		}
 	})
+}
+
+func (d *Daemon) reconnectHypervisor(ctx context.Context) {
+	hv, err := qmp.Connect(ctx, d.cfg.Libvirt.URI)
+	if err != nil {
+		d.log.Warn("connect to libvirt", "error", err)
+		return
+	}
+	old := d.virt()
+	d.setVirt(hv)
+	if err := old.Close(); err != nil {
+		d.log.Warn("close lost connection to libvirt", "error", err)
+	}
 }
 
 // superviseVMs looks at every VM once, since events may have been missed, and
 // then at each event until the stream of events ends.
 func (d *Daemon) superviseVMs(ctx context.Context) error {
-	events, err := d.hv.Events(ctx)
+	events, err := d.virt().Supervise(ctx)
 	if err != nil {
 		return err
 	}
@@ -89,8 +120,10 @@ func (d *Daemon) superviseVMs(ctx context.Context) error {
 				return fmt.Errorf("the connection to libvirt was lost")
 			}
 			for _, g := range d.snapshot() {
-				if g.domainName() == ev.VM {
-					g.note("VM " + ev.String())
+				if ev.Kind == qmp.EventLost {
+					d.tendVM(ctx, g)
+				} else if g.domainName() == ev.VM {
+					g.note(fmt.Sprintf("VM %s: %v %s", ev.VM, ev.Kind, ev.Reason))
 					d.tendVM(ctx, g)
 				}
 			}
@@ -114,20 +147,19 @@ func (d *Daemon) tendVM(ctx context.Context, g *group) {
 		return
 	}
 	vm := g.domainName()
-	st, err := d.hv.State(ctx, vm)
+	st, err := d.virt().State(ctx, vm)
 	if err != nil || !st.Active() {
 		return // gone or not running: nothing to tend
 	}
 	for _, df := range f.Disks {
-		e := qmp.Export{Target: df.Name, Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(g.name).ReconnectDelay}
-		if err := d.hv.Treat(ctx, vm, e); err != nil {
+		if err := d.virt().Treat(ctx, vm, df.Name, df.Socket, df.Name, d.limits(g.name).ReconnectDelay); err != nil {
 			g.alarm("vm-"+df.Name, fmt.Sprintf("disk %s of VM %s: %v", df.Name, vm, err))
 			continue
 		}
 		g.alarm("vm-"+df.Name, "")
 	}
 	if st == qmp.StateIOError && g.current() != Failed && g.current() != Fenced {
-		if err := d.hv.Resume(ctx, vm); err != nil {
+		if err := d.virt().Resume(ctx, vm); err != nil {
 			g.note(fmt.Sprintf("VM %s paused on an I/O error and could not be resumed: %v", vm, err))
 			return
 		}
@@ -139,7 +171,7 @@ func (d *Daemon) tendVM(ctx context.Context, g *group) {
 func (d *Daemon) mapping(group string, disks []diskFile) qmp.Mapping {
 	m := qmp.Mapping{Type: domainType(d.cfg.Libvirt.Emulation)}
 	for _, df := range disks {
-		m.Exports = append(m.Exports, qmp.Export{Target: df.Name, Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(group).ReconnectDelay})
+		m.Exports = append(m.Exports, d.served(group, df))
 	}
 	c := d.groupConfig(group)
 	if c == nil || c.Domain == nil {
@@ -156,6 +188,11 @@ func (d *Daemon) mapping(group string, disks []diskFile) qmp.Mapping {
 		m.Type = dom.Type
 	}
 	return m
+}
+
+// served describes a disk's export to package qmp.
+func (d *Daemon) served(group string, df diskFile) qmp.Served {
+	return qmp.Served{Target: df.Name, Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(group).ReconnectDelay}
 }
 
 func domainType(emulation string) string {
@@ -175,7 +212,7 @@ func mapOf(in []config.Map) []qmp.Rename {
 
 // checkDomain tells what would keep a VM with this definition from running here.
 func (d *Daemon) checkDomain(group, xml string, disks []wire.Disk) (problems, warnings []string) {
-	if d.hv == nil {
+	if d.virt() == nil {
 		return nil, []string{"libvirt is not enabled there: the VM will have to be started by hand"}
 	}
 	var files []diskFile

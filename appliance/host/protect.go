@@ -49,7 +49,7 @@ func say(emit func(control.Event), step, format string, a ...any) {
 // planProtect is step 1. It returns the new group with op held, not yet on disk.
 func (d *Daemon) planProtect(ctx context.Context, req control.ProtectRequest, emit func(control.Event)) (*group, error) {
 	say(emit, "check", "looking at VM %s and at site %s", req.VM, req.To)
-	if d.hv == nil {
+	if d.virt() == nil {
 		return nil, refused("libvirt is not enabled at this site", "set libvirt.enabled in the config file and restart the daemon")
 	}
 	if !validName.MatchString(req.VM) {
@@ -91,7 +91,7 @@ func (d *Daemon) peerNames() string {
 
 // chooseDisks picks the disks asked for, or all writable ones.
 func (d *Daemon) chooseDisks(ctx context.Context, req control.ProtectRequest) ([]qmp.Disk, error) {
-	all, err := d.hv.Disks(ctx, req.VM)
+	all, err := d.virt().Disks(ctx, req.VM)
 	if err != nil {
 		return nil, fromHypervisor(err)
 	}
@@ -154,7 +154,7 @@ func (d *Daemon) checkHere(f *groupFile) error {
 
 // checkThere asks the peer.
 func (d *Daemon) checkThere(ctx context.Context, f *groupFile, emit func(control.Event)) error {
-	xml, err := d.hv.DomainXML(ctx, f.VM)
+	xml, err := d.virt().DomainXML(ctx, f.VM)
 	if err != nil {
 		return fromHypervisor(err)
 	}
@@ -250,7 +250,7 @@ func (d *Daemon) makeSource(g *group) (*source, error) {
 // shipDomain sends the VM's definition to the peer.
 func (g *group) shipDomain(ctx context.Context) error {
 	f := g.snapshot()
-	xml, err := g.d.hv.DomainXML(ctx, f.VM)
+	xml, err := g.d.virt().DomainXML(ctx, f.VM)
 	if err != nil {
 		return fromHypervisor(err)
 	}
@@ -269,7 +269,7 @@ func (d *Daemon) attachDisk(ctx context.Context, g *group, disk diskFile, emit f
 		g.setProgress("first sync of "+disk.Name, done, total)
 		emit(progressEvent("sync "+disk.Name, phase, done, total, began))
 	}
-	err := d.hv.Attach(ctx, qmp.AttachSpec{VM: g.snapshot().VM, Target: disk.Name, Socket: disk.Socket, Export: disk.Name,
+	err := d.virt().Attach(ctx, qmp.AttachSpec{VM: g.snapshot().VM, Target: disk.Name, Socket: disk.Socket, Export: disk.Name,
 		Size: disk.Size, ReconnectDelay: d.limits(g.name).ReconnectDelay}, progress)
 	if err != nil {
 		return fromHypervisor(err)
@@ -315,7 +315,7 @@ func (d *Daemon) rollBack(g *group, cause error) error {
 // attachedDisks names the disks of a group that its VM uses through kagami.
 func (d *Daemon) attachedDisks(ctx context.Context, g *group) ([]string, error) {
 	f := g.snapshot()
-	disks, err := d.hv.Disks(ctx, f.VM)
+	disks, err := d.virt().Disks(ctx, f.VM)
 	if err != nil {
 		return nil, fromHypervisor(err)
 	}
@@ -332,7 +332,7 @@ func (d *Daemon) attachedDisks(ctx context.Context, g *group) ([]string, error) 
 // already runs from the exports, the group goes on and compares; else it is
 // taken back.
 func (g *group) abandonProtect() error {
-	moved := g.d.hv == nil
+	moved := g.d.virt() == nil
 	if !moved {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -343,11 +343,27 @@ func (g *group) abandonProtect() error {
 		g.alarm("protect", "protect was broken off by the daemon's end; the first sync is taken up again")
 		return g.startSource()
 	}
+	if err := g.cancelCopies(); err != nil {
+		return err
+	}
 	g.note("protect was broken off before the VM was moved: taken back")
 	if err := g.removeState(true); err != nil {
 		return err
 	}
 	g.d.forget(g)
+	return nil
+}
+
+// cancelCopies ends block jobs that an earlier life of the daemon began.
+func (g *group) cancelCopies() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	f := g.snapshot()
+	for _, disk := range f.Disks {
+		if err := g.d.virt().CancelCopy(ctx, f.VM, disk.Name, disk.Socket); err != nil {
+			return fromHypervisor(err)
+		}
+	}
 	return nil
 }
 

@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"kagami/appliance/config"
@@ -67,8 +68,49 @@ func (g *group) openReplicaImages(f *groupFile) (damaged string, err error) {
 		g.mu.Lock()
 		g.images[d.Slot] = img
 		g.mu.Unlock()
+		changed, err := takeRestMark(img)
+		if err != nil {
+			return "", fmt.Errorf("image of disk %s: %w", d.Name, err)
+		}
+		if changed {
+			damaged = fmt.Sprintf("image %s was changed while kagami did not run", d.Image)
+		}
 	}
 	return damaged, nil
+}
+
+// restMark is the extended attribute that a cleanly stopped replica leaves on
+// an image: the time of its last change. An image that somebody changed since
+// then is compared.
+const restMark = "user.kagami.rest"
+
+// leaveRestMark sets it when a replica stops.
+func leaveRestMark(img *images.Image) error {
+	now, err := img.ModTime()
+	if err != nil {
+		return fmt.Errorf("read time of image %s: %w", img.Path(), err)
+	}
+	if err := img.SetAttr(restMark, []byte(strconv.FormatInt(now, 10))); err != nil {
+		return fmt.Errorf("mark image %s: %w", img.Path(), err)
+	}
+	return img.Datasync()
+}
+
+// takeRestMark reads it, tells whether the image was changed meanwhile, and
+// makes it void before the image is written again.
+func takeRestMark(img *images.Image) (changed bool, err error) {
+	mark, err := img.Attr(restMark)
+	if err != nil || len(mark) == 0 || string(mark) == "-" {
+		return false, err
+	}
+	now, err := img.ModTime()
+	if err != nil {
+		return false, err
+	}
+	if err := img.SetAttr(restMark, []byte("-")); err != nil {
+		return false, err
+	}
+	return string(mark) != strconv.FormatInt(now, 10), img.Datasync()
 }
 
 // makeReplica makes the group that a source asks for: folder, sparse images,

@@ -55,7 +55,7 @@ func (d *Daemon) planUnprotect(g *group, req control.UnprotectRequest) (map[stri
 	if f.VM == "" {
 		return nil, refused(g.name+" belongs to no VM", "take it out of the config file and restart the daemon")
 	}
-	if d.hv == nil {
+	if d.virt() == nil {
 		return nil, refused("libvirt is not enabled at this site", "set libvirt.enabled in the config file and restart the daemon")
 	}
 	files := map[string]string{}
@@ -99,7 +99,7 @@ func (d *Daemon) detachDisk(ctx context.Context, g *group, disk diskFile, file s
 		return err
 	}
 	began := time.Now()
-	err = d.hv.Detach(ctx, qmp.DetachSpec{VM: f.VM, Target: disk.Name, Socket: disk.Socket, File: file}, func(done, total int64, phase string) {
+	err = d.virt().Detach(ctx, qmp.DetachSpec{VM: f.VM, Target: disk.Name, Socket: disk.Socket, File: file}, func(done, total int64, phase string) {
 		emit(progressEvent("detach "+disk.Name, phase, done, total, began))
 	})
 	if err != nil {

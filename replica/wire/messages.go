@@ -118,7 +118,6 @@ type Manifest struct {
 	Disks   []Disk           `json:"disks"`
 	VM      string           `json:"vm,omitempty"`
 	Window  int64            `json:"window"` // most bytes the source has unacknowledged
-	Compat  map[string]int64 `json:"compat,omitempty"`
 }
 
 // AttachRequest ties a group's stream to this link; the records that follow

@@ -1,0 +1,119 @@
+package host
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"kagami/appliance/control"
+	"kagami/replica"
+)
+
+// Status is everything this site knows.
+func (d *Daemon) Status(context.Context) (control.Status, error) {
+	st := control.Status{Site: d.cfg.Site, Version: d.release, Since: d.started, Peers: d.peerStatus(), Groups: []control.Group{}}
+	for _, g := range d.snapshot() {
+		st.Groups = append(st.Groups, g.status())
+	}
+	slices.SortFunc(st.Groups, func(a, b control.Group) int { return cmp.Compare(a.Name, b.Name) })
+	return st, nil
+}
+
+func (d *Daemon) peerStatus() []control.Peer {
+	out := []control.Peer{}
+	for _, p := range d.cfg.Peers {
+		l := d.links[p.Name].Status()
+		cp := control.Peer{Name: p.Name, Address: p.Address, Connected: l.Connected, Since: l.Since, Connections: l.Connections,
+			RTTMs: float64(l.RTT.Microseconds()) / 1e3, Inflight: l.Inflight, SentBytes: l.Sent, Version: l.Release}
+		if l.Error != nil {
+			cp.Error = l.Error.Error()
+		}
+		out = append(out, cp)
+	}
+	return out
+}
+
+// status is one group for people and programs.
+func (g *group) status() control.Group {
+	g.mu.Lock()
+	f, src, rep := g.file, g.src, g.rep
+	st := control.Group{Name: f.Name, ID: f.ID.String(), VM: f.VM, Role: string(f.Role), State: string(g.state), Since: g.since, Reason: g.reason,
+		Complete: f.Complete, Mode: "sync", OnLinkLoss: "stall", Peer: f.Peer, Lineage: f.Lineage.String(), Session: f.Session, Disks: []control.Disk{}}
+	for _, kind := range slices.Sorted(maps.Keys(g.alarms)) {
+		st.Alarms = append(st.Alarms, g.alarms[kind])
+	}
+	for _, e := range g.events {
+		st.Events = append(st.Events, control.LoggedEvent{At: e.At, Text: e.Text})
+	}
+	if g.sync.What != "" {
+		st.Sync = g.sync.control()
+	}
+	g.mu.Unlock()
+	for _, d := range f.Disks {
+		st.Disks = append(st.Disks, control.Disk{Name: d.Name, Slot: d.Slot, ID: d.ID.String(), Size: d.Size, Image: d.Image, Socket: d.Socket, OldFile: d.Kept})
+	}
+	if f.Failover != nil {
+		r := f.report()
+		st.Failover = &r
+	}
+	switch {
+	case rep != nil:
+		replicaStatus(&st, rep)
+	case src != nil:
+		src.status(&st)
+	}
+	return st
+}
+
+func (p syncProgress) control() *control.Sync {
+	ev := progressEvent(p.What, "", p.Done, p.Total, p.Since)
+	return &control.Sync{What: p.What, Done: p.Done, Total: p.Total, Rate: ev.Rate, ETASeconds: ev.ETASeconds}
+}
+
+// status adds what a serving group knows.
+func (s *source) status(st *control.Group) {
+	e := s.eng.Stats()
+	st.LSN = control.LSN{Assigned: uint64(e.Next - 1), Durable: uint64(e.Ack)}
+	st.QueueBytes, st.QueueLimit, st.Flushes = e.QueueBytes, s.limits.QueueBytes, e.UnackedFlushes
+	st.Written, st.Resynced, st.RPOSeconds = e.WrittenBytes, e.ResyncBytes, e.Lag.Seconds()
+	for i := range st.Disks {
+		st.Disks[i].Clients = s.eng.Disk(st.Disks[i].Slot).Clients()
+	}
+	if s.link == nil {
+		return
+	}
+	st.PeerUp = s.link.Status().Connected
+	st.Regions = len(s.log.Regions())
+	// Stalled too: while FLUSH waits, what has returned is safe.
+	st.Protected = st.Complete && st.State != string(Failed) && st.State != string(Fenced)
+	s.mu.Lock()
+	st.LSN.Received, st.LSN.Applied = uint64(s.last.Received), uint64(s.last.Applied)
+	s.mu.Unlock()
+	st.LSN.Received = max(st.LSN.Received, st.LSN.Durable)
+}
+
+// replicaStatus adds what a replica knows.
+func replicaStatus(st *control.Group, rep *replica.Group) {
+	r := rep.Status()
+	st.Complete, st.PeerUp, st.Session = r.Complete, r.Attached, r.Session
+	st.LSN = control.LSN{Assigned: uint64(r.Received), Received: uint64(r.Received), Durable: uint64(r.Durable), Applied: uint64(r.Applied)}
+	st.SpoolBytes, st.SpoolLimit = r.SpoolUsed, r.SpoolMax
+	st.Protected = r.Complete && r.Err == nil
+	// Nothing open: the source has sent no more than what is durable here.
+	if !r.CloseTime.IsZero() && (!r.Attached || r.Received > r.Durable) {
+		st.RPOSeconds = max(0, time.Since(r.CloseTime).Seconds())
+	}
+	for _, text := range []string{r.Stalled, r.Damaged, r.Recovery} {
+		if text != "" {
+			st.Alarms = append(st.Alarms, text)
+		}
+	}
+	if r.SpoolFull {
+		st.Alarms = append(st.Alarms, "the spool is full: records wait until some of it is applied")
+	}
+	if r.Err != nil {
+		st.Alarms = append(st.Alarms, r.Err.Error())
+	}
+}
