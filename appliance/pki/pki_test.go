@@ -176,7 +176,7 @@ func TestRefusals(t *testing.T) {
 	if _, cerr, serr := shake(t, c, server(t, a)); serr == nil || !errors.Is(Explain(cerr), ErrNoTLS) {
 		t.Errorf("h2: %v, %v", Explain(cerr), serr)
 	}
-	c.NextProtos = nil
+	c.NextProtos, c.VerifyConnection = nil, nil
 	if _, _, serr := shake(t, c, server(t, a)); !errors.Is(serr, ErrNoTLS) {
 		t.Errorf("no ALPN: %v", serr)
 	}

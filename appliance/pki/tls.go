@@ -6,7 +6,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -96,21 +98,28 @@ func reason(leaf *x509.Certificate, id Identity, now time.Time, err error) error
 // Explain adds to an error of a handshake, or of the first read after it, what
 // it means for an operator. Other errors, and nil, come back as they are.
 func Explain(err error) error {
-	var alert tls.AlertError
 	var header tls.RecordHeaderError
-	switch {
-	case errors.As(err, &header):
+	if errors.As(err, &header) {
 		return fmt.Errorf("%w: %w", ErrNoTLS, err)
-	case !errors.As(err, &alert):
-		return err
 	}
-	switch uint8(alert) {
-	case 42, 43, 44, 45, 46, 48, 116: // bad, unsupported, revoked, expired, unknown certificate, unknown CA, certificate required
+	switch remoteAlert(err) {
+	case "bad certificate", "unsupported certificate", "revoked certificate", "expired certificate",
+		"unknown certificate", "unknown certificate authority", "certificate required":
 		return fmt.Errorf("%w (its log says why): %w", ErrRefused, err)
-	case 70, 120: // protocol version, no application protocol
+	case "protocol version not supported", "no application protocol":
 		return fmt.Errorf("%w: %w", ErrNoTLS, err)
 	}
 	return err
+}
+
+// remoteAlert is the text of the alert the peer sent, or "". The standard
+// library has no exported type for it, only this shape of *net.OpError.
+func remoteAlert(err error) string {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return ""
+	}
+	return strings.TrimPrefix(op.Err.Error(), "tls: ")
 }
 
 // material is what a site's files hold.
