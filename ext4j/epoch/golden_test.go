@@ -36,7 +36,10 @@ func goldenRecords() []golden {
 		return r
 	}
 	data := []byte("the content of a guest's write, not of a sector's size")
-	write := with(func(r *Record) { r.Type, r.Disk, r.Offset, r.Payload = TypeWrite, 3, 1<<20, data; r.Length = uint64(len(data)) })
+	write := with(func(r *Record) {
+		r.Type, r.Disk, r.Offset, r.Payload = TypeWrite, 3, 1<<20, data
+		r.Length = uint64(len(data))
+	})
 	info := CloseInfo{TimeNs: 1_700_000_000_123_456_789, Reason: ByFlush, First: 41, Bytes: 12345}.Encode()
 	return []golden{
 		{name: "write", rec: write},

@@ -110,14 +110,14 @@ type Disk struct {
 
 // Manifest describes a group as its source has it.
 type Manifest struct {
-	Name    string           `json:"name"`
-	ID      epoch.UUID       `json:"id"`
-	Lineage epoch.UUID       `json:"lineage"`
-	Past    []epoch.Pos      `json:"past,omitempty"` // where earlier lineages were left, oldest first
-	Session uint64           `json:"session"`
-	Disks   []Disk           `json:"disks"`
-	VM      string           `json:"vm,omitempty"`
-	Window  int64            `json:"window"` // most bytes the source has unacknowledged
+	Name    string      `json:"name"`
+	ID      epoch.UUID  `json:"id"`
+	Lineage epoch.UUID  `json:"lineage"`
+	Past    []epoch.Pos `json:"past,omitempty"` // where earlier lineages were left, oldest first
+	Session uint64      `json:"session"`
+	Disks   []Disk      `json:"disks"`
+	VM      string      `json:"vm,omitempty"`
+	Window  int64       `json:"window"` // most bytes the source has unacknowledged
 }
 
 // AttachRequest ties a group's stream to this link; the records that follow
