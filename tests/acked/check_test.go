@@ -174,9 +174,16 @@ func TestDamageIsFound(t *testing.T) {
 			}
 		}},
 	}
+	dirs, ledgers := map[Kind]string{}, map[Kind]*Ledger{}
+	for kind, w := range one {
+		dirs[kind], ledgers[kind] = finished(t, 7, n, w)
+	}
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%s/%s", tt.kind, strings.ReplaceAll(tt.name, " ", "_")), func(t *testing.T) {
-			dir, l := finished(t, 7, n, one[tt.kind])
+			dir, l := filepath.Join(t.TempDir(), "w"), ledgers[tt.kind]
+			if err := os.CopyFS(dir, os.DirFS(dirs[tt.kind])); err != nil {
+				t.Fatal(err)
+			}
 			if r := check(t, dir, l); r.Err() != nil {
 				t.Fatal(r.Err())
 			}
