@@ -193,6 +193,15 @@ func copyFile(t *testing.T, from, to string) {
 	}
 }
 
+// wantFlushes: the bridge must pass flushes on, or nothing here proves anything.
+func wantFlushes(t *testing.T, log string, n int) {
+	t.Helper()
+	b, err := os.ReadFile(log)
+	if got := bytes.Count(b, []byte(" Flush ")); err != nil || got < n {
+		t.Errorf("%d flushes reached the server, want %d (%v)", got, n, err)
+	}
+}
+
 func TestCleanRun(t *testing.T) {
 	need(t, "nbdkit", "nbdfuse", "mkfs.ext4")
 	image, log := newImage(t), filepath.Join(t.TempDir(), "log")
@@ -210,10 +219,7 @@ func TestCleanRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeMount(t, m)
-	b, err := os.ReadFile(log)
-	if flushes := bytes.Count(b, []byte(" Flush ")); err != nil || flushes < 50 {
-		t.Errorf("%d flushes reached the server (%v)", flushes, err)
-	}
+	wantFlushes(t, log, 50)
 	ro, err := MountImage(t.Context(), image, 0, true)
 	if err != nil {
 		t.Fatal(err)
@@ -288,8 +294,8 @@ func waitForStall(t *testing.T, l *Ledger) {
 // dies and comes back is a stall and nothing more.
 func TestServerRestarts(t *testing.T) {
 	need(t, "nbdkit", "qemu-storage-daemon", "mkfs.ext4")
-	image := newImage(t)
-	s := serve(t, "file", image)
+	image, log := newImage(t), filepath.Join(t.TempDir(), "log")
+	s := serve(t, "--filter=log", "file", image, "logfile="+log)
 	m := mountNBD(t, NBDOptions{Socket: s.socket, Mkfs: true, Bridge: StorageDaemon})
 	w, l := start(t, m, Config{Seed: 4, Writers: []Writer{{Kind: Append, Sync: Fsync}, {Kind: Overwrite, Sync: Fdatasync}, {Kind: Files}}})
 	for range 2 {
@@ -307,6 +313,7 @@ func TestServerRestarts(t *testing.T) {
 	}
 	closeMount(t, m)
 	s.kill()
+	wantFlushes(t, log, 20)
 	r := checkImage(t, image, l)
 	if t.Logf("%v", r); r.Err() != nil {
 		t.Error(r.Err())
