@@ -23,13 +23,15 @@ func chain(heads []header, applied epoch.LSN) ([]int, error) {
 		order[i] = i
 	}
 	sort.Slice(order, func(a, b int) bool { return heads[order[a]].Number > heads[order[b]].Number })
+	for k := 1; k < len(order); k++ {
+		if n := heads[order[k]].Number; n == heads[order[k-1]].Number {
+			return nil, fmt.Errorf("%w: two segments have number %d", ErrCorrupt, n)
+		}
+	}
 	var log []int
 	least := epoch.LSN(math.MaxUint64)
-	for k, i := range order {
+	for _, i := range order {
 		h := &heads[i]
-		if k > 0 && heads[order[k-1]].Number == h.Number {
-			return nil, fmt.Errorf("%w: two segments have number %d", ErrCorrupt, h.Number)
-		}
 		if h.Prev >= least {
 			continue
 		}

@@ -29,7 +29,7 @@ type Applied struct {
 
 // Mark is the durable applied position, the file `applied`: two slots, written
 // in turn, of which the valid one with the higher counter counts. The slot that
-// counts is never written to, so one of them is always whole. README.md has
+// counts is never changed, so one of them is always whole. README.md has
 // the layout. It is safe for concurrent use.
 type Mark struct {
 	mu      sync.Mutex
@@ -46,7 +46,12 @@ type Mark struct {
 func OpenMark(fsys images.FS, name string) (*Mark, error) {
 	f, err := fsys.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		f, err = createMark(fsys, name)
+		// Written under another name and renamed when durable: a file of the
+		// right name always holds a valid slot.
+		b := append(encodeMark(Applied{}, 1), make([]byte, markSlot)...)
+		if err = images.WriteFileAtomic(fsys, name, b, 0o600); err == nil {
+			f, err = fsys.Open(name)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open applied mark: %w", err)
@@ -57,34 +62,6 @@ func OpenMark(fsys images.FS, name string) (*Mark, error) {
 		return nil, fmt.Errorf("open applied mark %s: %w", name, err)
 	}
 	return m, nil
-}
-
-// createMark makes the file under another name, durable, and renames it, so
-// that a file of the right name always holds a valid slot.
-func createMark(fsys images.FS, name string) (images.File, error) {
-	temp := name + ".new"
-	if err := fsys.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	f, err := fsys.Create(temp, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	b := append(encodeMark(Applied{}, 1), make([]byte, markSlot)...)
-	if _, err = f.WriteAt(b, 0); err == nil {
-		err = f.Datasync()
-	}
-	if err == nil {
-		err = fsys.Rename(temp, name)
-	}
-	if err == nil {
-		err = fsys.SyncDir(path.Dir(name))
-	}
-	if err != nil {
-		_ = f.Close() // the first error is the one to report
-		return nil, err
-	}
-	return f, nil
 }
 
 // recover reads both slots and makes durable the one that counts: its last

@@ -1,0 +1,104 @@
+package spool
+
+import (
+	"errors"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+
+	"kagami/ext4j/epoch"
+	"kagami/tests/fault"
+)
+
+func appliedAt(n uint64) Applied {
+	return Applied{Pos: epoch.Pos{Lineage: epoch.UUID{byte(n)}, Session: n, LSN: epoch.LSN(n * 10)}, CloseTimeNs: int64(n), SyncDone: n > 5}
+}
+
+// TestMarkCrash: after any crash the mark holds the last stored position, or the one whose Store was running.
+func TestMarkCrash(t *testing.T) {
+	seeds := int64(3000)
+	if raceEnabled {
+		seeds = 500
+	}
+	for seed := range seeds {
+		rng := rand.New(rand.NewPCG(uint64(seed), 3))
+		f := fault.NewFS(seed)
+		stored, tried := uint64(0), uint64(0)
+		for range 6 {
+			f.StopAfter(int64(1 + rng.IntN(16)))
+			if rng.IntN(4) == 0 {
+				f.Inject(fault.Fault{Op: fault.OpSync, Nth: rng.IntN(5), Err: syscall.EIO})
+			}
+			if m, err := OpenMark(f, "/applied"); err == nil {
+				if a := m.Load(); a == appliedAt(tried) && tried > 0 {
+					stored = tried
+				} else if a != (Applied{}) && a != appliedAt(stored) || stored > 0 && a == (Applied{}) {
+					t.Fatalf("seed %d: holds %+v, want %d or %d", seed, a, stored, tried)
+				}
+				for range 4 {
+					tried = max(stored, tried) + 1
+					if err := m.Store(appliedAt(tried)); err != nil {
+						if m.Store(Applied{}) == nil {
+							t.Fatalf("seed %d: stored after an error", seed)
+						}
+						break
+					}
+					stored = tried
+				}
+			} else if errors.Is(err, ErrCorrupt) {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			if rng.IntN(3) == 0 {
+				f = f.Kill()
+			} else {
+				f = f.Crash()
+			}
+		}
+	}
+}
+
+func TestMarkDamage(t *testing.T) {
+	f := fault.NewFS(1)
+	m, err := OpenMark(f, "/applied")
+	must(t, err)
+	must(t, m.Store(appliedAt(1)))
+	must(t, m.Store(appliedAt(2)))
+	must(t, m.Close())
+	if err := m.Store(appliedAt(3)); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	_, err = f.FlipBit("/applied", 0, markSlot) // the newer one
+	must(t, err)
+	m, err = OpenMark(f, "/applied")
+	must(t, err)
+	if m.Load() != appliedAt(1) {
+		t.Errorf("%+v", m.Load())
+	}
+	must(t, m.Close())
+	_, err = f.FlipBit("/applied", markSlot, markSlot)
+	must(t, err)
+	if _, err := OpenMark(f, "/applied"); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("both slots damaged: %v", err)
+	}
+	b := encodeMark(appliedAt(1), 5)
+	b[8] = 9
+	sealBlock(b)
+	f.WriteFile("/applied", append(b, b...))
+	if _, err := OpenMark(f, "/applied"); err == nil || errors.Is(err, ErrCorrupt) {
+		t.Errorf("later version: %v", err)
+	}
+}
+
+func FuzzMark(f *testing.F) {
+	f.Add(encodeMark(appliedAt(7), 9))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) != markSlot {
+			return
+		}
+		if a, n, err := decodeMark(b); err == nil {
+			if got, m, err := decodeMark(encodeMark(a, n)); err != nil || got != a || m != n {
+				t.Fatalf("%+v became %+v: %v", a, got, err)
+			}
+		}
+	})
+}
