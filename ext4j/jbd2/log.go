@@ -92,5 +92,12 @@ type Log struct {
 }
 
 // Next is the sequence for a log that is emptied after its recovery: one more than
-// EndTID, so that what an interrupted transaction left behind is never read as part of a new one.
-func (l Log) Next() TID { return l.EndTID + 1 }
+// EndTID, as in the kernel and e2fsck, so that what an interrupted transaction
+// left behind is never read as part of a new one. After a damaged commit whole
+// transactions with valid checksums may follow in the ring; Next is then past all of them.
+func (l Log) Next(j Journal) TID {
+	if l.End == EndBadCommit {
+		return l.EndTID + 1 + TID(j.Last-j.First)
+	}
+	return l.EndTID + 1
+}

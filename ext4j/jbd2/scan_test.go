@@ -48,7 +48,7 @@ func TestScan(t *testing.T) {
 	for _, f := range formats() {
 		b := three(f)
 		l := scan(t, b)
-		if len(l.Transactions) != 3 || l.End != EndMagic || l.EndTID != 12 || l.Next() != 13 || l.Head != 16 || l.EndAt != 16 {
+		if len(l.Transactions) != 3 || l.End != EndMagic || l.EndTID != 12 || l.Next(b.Super.Journal()) != 13 || l.Head != 16 || l.EndAt != 16 {
 			t.Fatalf("%v: %d transactions, %v, %d, head %d", f, len(l.Transactions), l.End, l.EndTID, l.Head)
 		}
 		for i, tr := range l.Transactions {
@@ -170,6 +170,9 @@ func TestScanEnds(t *testing.T) {
 			if !errors.Is(err, c.err) {
 				t.Errorf("%s, %v: %v, want %v", c.name, f, err, c.err)
 				continue
+			}
+			if next := l.Next(b.Super.Journal()); err == nil && l.End == EndBadCommit && next != l.EndTID+1+63 {
+				t.Errorf("%s, %v: next is %d after %d", c.name, f, next, l.EndTID)
 			}
 			if err == nil && (len(l.Transactions) != c.n || l.End != c.end || l.EndTID != TID(9+c.n)) {
 				t.Errorf("%s, %v: %d transactions, %v, end %d", c.name, f, len(l.Transactions), l.End, l.EndTID)
