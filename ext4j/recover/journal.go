@@ -72,10 +72,14 @@ func checkJournalKind(fs *super.FS) error {
 // asRefusal turns what a decoder found wrong into a refusal; errors of
 // reading stay what they are.
 func asRefusal(doing string, err error) error {
-	for _, kind := range []error{super.ErrCorrupt, super.ErrChecksum, super.ErrUnsupported, super.ErrNotExt4, jbd2.ErrCorrupt, jbd2.ErrUnsupported} {
-		if errors.Is(err, kind) {
-			return refuse("%s: %w", doing, err)
+	for _, kind := range []error{ErrRefused, super.ErrCorrupt, super.ErrChecksum, super.ErrUnsupported, super.ErrNotExt4, jbd2.ErrCorrupt, jbd2.ErrUnsupported} {
+		if !errors.Is(err, kind) {
+			continue
 		}
+		if kind == ErrRefused {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+		return refuse("%s: %w", doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
@@ -100,7 +104,7 @@ func (j *journal) sameIn(fs *super.FS) error {
 		return err
 	}
 	if fs.BlockSize != j.fs.BlockSize || fs.JournalInum != j.fs.JournalInum || !slices.Equal(m.Runs(), j.bmap.Runs()) {
-		return errors.New("the journal moves")
+		return refuse("the journal would move")
 	}
 	return nil
 }

@@ -32,9 +32,9 @@ type Options struct {
 
 // Run replays the journal of the file system that takes the size bytes of dev from
 // offset on. The caller must be its only user. With needs_recovery clear there is
-// nothing to do, which is no error. Errors that wrap ErrRefused, super.ErrNotExt4,
-// super.ErrUnsupported or super.ErrCorrupt mean that nothing was written; other errors are those of dev, after
-// which Run may be repeated.
+// nothing to do, which is no error. super.ErrNotExt4 and errors that wrap ErrRefused
+// mean that nothing was written; other errors are those of dev, after which Run may be
+// repeated.
 func Run(dev Device, offset, size int64, opts Options) (Report, error) {
 	job, rep, err := plan(dev, offset, size)
 	if err != nil || job == nil || opts.DryRun {
@@ -64,8 +64,11 @@ func plan(r io.ReaderAt, offset, size int64) (*job, Report, error) {
 		return nil, Report{}, refuse("the file system starts at byte %d, within a sector", offset)
 	}
 	fs, err := super.ProbeUnverified(r, offset, size)
+	if errors.Is(err, super.ErrNotExt4) {
+		return nil, Report{}, err
+	}
 	if err != nil {
-		return nil, Report{}, fmt.Errorf("recover: %w", err)
+		return nil, Report{}, asRefusal("superblock", err)
 	}
 	rep := Report{UUID: fs.UUID, Label: fs.Label, Needed: fs.Incompat&super.Recover != 0}
 	if !rep.Needed {
