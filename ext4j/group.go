@@ -227,13 +227,27 @@ func (g *Group) reserve(ctx context.Context, n int64) error {
 	g.stats.Stalls++
 	defer g.wakeAtEnd(ctx)()
 	for g.err == nil && ctx.Err() == nil && !g.roomLocked(n) {
-		g.closeLocked(epoch.BySize) // or the acknowledgement that makes room would never come
+		if last := g.closed; g.closeLocked(epoch.BySize) != last { // or the acknowledgement that makes room would never come
+			g.callWakeLocked()
+			continue
+		}
 		g.cond.Wait()
 	}
 	if g.err != nil {
 		return g.err
 	}
 	return context.Cause(ctx)
+}
+
+// callWakeLocked tells the sender that there is something new. It gives mu up
+// meanwhile: the caller looks at everything again.
+func (g *Group) callWakeLocked() {
+	wake := g.wake
+	g.mu.Unlock()
+	if wake != nil {
+		wake()
+	}
+	g.mu.Lock()
 }
 
 func (g *Group) roomLocked(n int64) bool {
