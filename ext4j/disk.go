@@ -183,8 +183,13 @@ func (d *Disk) flush() error {
 }
 
 // datasync is one fdatasync of the image. Its failure is final for the group:
-// what was written since the last good one is suspect.
+// what was written since the last good one is suspect. After it no other is
+// tried: it would succeed, the kernel reports a failure once, and the regions
+// that were lost would leave the record of changes.
 func (d *Disk) datasync() error {
+	if err := d.g.Err(); err != nil {
+		return err
+	}
 	token := d.g.rec.SyncBegin(d.slot)
 	if err := d.img.Datasync(); err != nil {
 		err = fmt.Errorf("fdatasync of the image of disk %d: %w", d.slot, err)
