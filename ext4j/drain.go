@@ -2,6 +2,7 @@ package ext4j
 
 import (
 	"context"
+	"errors"
 
 	"kagami/ext4j/epoch"
 )
@@ -21,9 +22,13 @@ func (g *Group) Drain(ctx context.Context) (epoch.Pos, error) {
 	for g.running > 0 && g.err == nil && ctx.Err() == nil {
 		g.cond.Wait()
 	}
+	begun := g.session != 0
 	g.mu.Unlock()
-	if err := ctx.Err(); err != nil {
+	switch {
+	case ctx.Err() != nil:
 		return epoch.Pos{}, context.Cause(ctx)
+	case !begun:
+		return epoch.Pos{}, errors.New("the replica was never attached in this life of the daemon")
 	}
 	g.closeEpoch(epoch.ByStop)
 	if err := g.SyncImages(); err != nil {
