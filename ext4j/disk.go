@@ -209,11 +209,11 @@ func (d *Disk) write(p []byte, off int64) error {
 	if err := d.g.reserve(d.g.ctx, n); err != nil {
 		return err
 	}
-	l := d.locks.lock(off, n)
-	defer d.locks.unlock(l)
 	if err := d.g.rec.Acquire(d.g.ctx, d.slot, off, n); err != nil {
 		return d.g.acquireError(err)
 	}
+	l := d.locks.lock(off, n)
+	defer d.locks.unlock(l)
 	_, werr := d.img.WriteAt(p, off)
 	var payload []byte
 	if !d.g.detached {
@@ -263,11 +263,11 @@ func (d *Disk) zeroPiece(t epoch.Type, off, n int64, do func(off, n int64) error
 	if err := d.g.reserve(d.g.ctx, 0); err != nil {
 		return err
 	}
-	l := d.locks.lock(off, n)
-	defer d.locks.unlock(l)
 	if err := d.g.rec.Acquire(d.g.ctx, d.slot, off, n); err != nil {
 		return d.g.acquireError(err)
 	}
+	l := d.locks.lock(off, n)
+	defer d.locks.unlock(l)
 	if err := do(off, n); err != nil {
 		// How much of the range was zeroed is unknown: ship what is there.
 		lsn, serr := d.shipRange(off, n)

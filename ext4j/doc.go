@@ -19,6 +19,8 @@
 //     whose LSN is higher than that of every write answered before it.
 //   - (session, LSN) never names two contents.
 //
-// Lock order: rangeLock, then activelog's own lock, then Group.mu. Group.mu is
-// never held during I/O.
+// Lock order: a pin in the record of changes, then rangeLock, then Group.mu.
+// Nobody waits for a pin while holding a range: in a resync regions leave a full
+// record only at the resync's end, and the scan needs the ranges to get there.
+// Group.mu is never held during I/O.
 package ext4j
