@@ -276,12 +276,12 @@ func (a *acceptor) check(p replica.Peer, req wire.CheckRequest) (wire.CheckRespo
 	if !p.May(m.Name) {
 		return resp, denied(p, m.Name)
 	}
-	var need int64
+	need := a.d.limits(m.Name).SpoolBytes
 	for _, d := range m.Disks {
 		need += d.Size
 	}
 	if err := images.CheckSpace(a.d.fs, a.d.cfg.StateDir, need); err != nil {
-		resp.Problems = append(resp.Problems, fmt.Sprintf("no space for the images at site %s: %v", a.d.cfg.Site, err))
+		resp.Problems = append(resp.Problems, fmt.Sprintf("no space for images and spool at site %s: %v", a.d.cfg.Site, err))
 	}
 	if g := a.d.find(m.Name); g != nil && g.snapshot().ID != m.ID {
 		resp.Problems = append(resp.Problems, fmt.Sprintf("site %s already has a group named %s", a.d.cfg.Site, m.Name))

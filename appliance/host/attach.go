@@ -197,7 +197,7 @@ func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan, resp w
 		return s.firstSync(ctx, sess, p)
 	default:
 		s.g.input(ResyncBegun, p.why)
-		return s.resync(ctx, sess, p)
+		return s.resync(ctx, sess, p, resp.SpoolBytes)
 	}
 }
 
@@ -214,7 +214,7 @@ func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) erro
 			return err
 		}
 	}
-	if err := s.scan(ctx, p.what, ranges, hasher); err != nil {
+	if err := s.scan(ctx, p.what, ranges, hasher, func() {}); err != nil {
 		return err
 	}
 	return s.endFirstSync(ctx)
@@ -222,7 +222,7 @@ func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) erro
 
 // endFirstSync makes the copy complete at the replica, then here: from now on
 // the group is protected.
-func (s *source) endFirstSync() error {
+func (s *source) endFirstSync(ctx context.Context) error {
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of first sync: %w", err)
 	}
@@ -237,12 +237,26 @@ func (s *source) endFirstSync() error {
 }
 
 // resync brings regions that may differ to the replica as one epoch. FLUSHes
-// wait for its end.
-func (s *source) resync(ctx context.Context, sess *ship.Session, p plan) error {
+// wait for its end. An epoch that would not fit the replica's spool is given
+// up: the replica keeps its old point, and the alarm says what to do.
+func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool int64) error {
 	s.unfinished = &p
-	if err := s.scan(ctx, p.what, p.scan, s.hasher(sess)); err != nil {
+	budget, began := uint64(spool/4*3), s.eng.Stats().ResyncBytes
+	scanCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	err := s.scan(scanCtx, p.what, p.scan, s.hasher(sess), func() {
+		if s.eng.Stats().ResyncBytes-began > budget {
+			cancel(fmt.Errorf("%w: more than %d bytes differ; raise spool_bytes at site %s", errNoRoom, budget, s.g.snapshot().Peer))
+		}
+	})
+	if errors.Is(err, errNoRoom) {
+		s.g.alarm("resync", err.Error())
+		s.hold(ctx, noRoomPause)
+	}
+	if err != nil {
 		return err
 	}
+	s.g.alarm("resync", "")
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of resync: %w", err)
 	}
@@ -251,6 +265,18 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan) error {
 	s.g.input(ResyncEnded, fmt.Sprintf("both sites are equal again (%s)", p.why))
 	s.markSynced()
 	return nil
+}
+
+var errNoRoom = errors.New("the resync does not fit the replica's spool")
+
+// noRoomPause is the time between two attempts of a resync that did not fit.
+const noRoomPause = time.Minute
+
+func (s *source) hold(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // releasePins lets the regions that an earlier life of the daemon left in the
@@ -266,10 +292,13 @@ func (s *source) releasePins() {
 	s.pins, s.active = nil, nil
 }
 
-func (s *source) scan(ctx context.Context, what string, ranges []ext4j.Range, h ext4j.Hasher) error {
+func (s *source) scan(ctx context.Context, what string, ranges []ext4j.Range, h ext4j.Hasher, look func()) error {
 	s.g.setProgress(what, 0, 0)
 	defer s.g.setProgress("", 0, 0)
-	return s.eng.Scan(ctx, ranges, h, func(done, total int64) { s.g.setProgress(what, done, total) })
+	return s.eng.Scan(ctx, ranges, h, func(done, total int64) {
+		s.g.setProgress(what, done, total)
+		look()
+	})
 }
 
 // hasher asks the replica over the present session.

@@ -260,9 +260,9 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 		return err
 	}
 	f := g.snapshot()
-	name, err := qmp.DomainName(xml)
-	if err != nil {
-		return err
+	name := f.VM
+	if c := d.groupConfig(g.name); c != nil && c.Domain != nil && c.Domain.Name != "" {
+		name = c.Domain.Name
 	}
 	say(emit, "define", "defining VM %s", name)
 	if err := d.virt().Define(ctx, xml); err != nil {
@@ -345,7 +345,9 @@ func (d *Daemon) mapDomain(_ context.Context, g *group) (xml string, problems []
 		return "", nil, fmt.Errorf("map definition of VM %s: %w", g.name, err)
 	}
 	for _, p := range found {
-		problems = append(problems, p.String())
+		if p.Fatal {
+			problems = append(problems, p.String())
+		}
 	}
 	return out, problems, nil
 }

@@ -169,25 +169,31 @@ func (d *Daemon) tendVM(ctx context.Context, g *group) {
 
 // mapping is how a VM's definition is changed for this site.
 func (d *Daemon) mapping(group string, disks []diskFile) qmp.Mapping {
-	m := qmp.Mapping{Type: domainType(d.cfg.Libvirt.Emulation)}
+	m := qmp.Mapping{Site: d.cfg.Site, Type: domainType(d.cfg.Libvirt.Emulation), Disks: map[string]qmp.DiskMap{}, Exists: fileExists}
+	if c := d.groupConfig(group); c != nil && c.Domain != nil {
+		mapDomainConfig(&m, c.Domain)
+	}
 	for _, df := range disks {
-		m.Exports = append(m.Exports, d.served(group, df))
+		m.Disks[df.Name] = qmp.DiskMap{Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(group).ReconnectDelay}
 	}
-	c := d.groupConfig(group)
-	if c == nil || c.Domain == nil {
-		return m
-	}
-	dom := c.Domain
+	return m
+}
+
+func mapDomainConfig(m *qmp.Mapping, dom *config.Domain) {
 	m.Name, m.UUID, m.MAC = dom.Name, dom.UUID, dom.MAC
 	m.Networks, m.Paths = mapOf(dom.Networks), mapOf(dom.Paths)
 	m.Kernel, m.Initrd, m.Cmdline = dom.Kernel, dom.Initrd, dom.Cmdline
 	for _, x := range dom.Disks {
-		m.Disks = append(m.Disks, qmp.DiskMapping{Target: x.Target, File: x.File, Format: x.Format, Drop: x.Drop})
+		m.Disks[x.Target] = qmp.DiskMap{File: x.File, Format: x.Format, Drop: x.Drop}
 	}
 	if dom.Type != "" {
 		m.Type = dom.Type
 	}
-	return m
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // served describes a disk's export to package qmp.
@@ -224,9 +230,13 @@ func (d *Daemon) checkDomain(group, xml string, disks []wire.Disk) (problems, wa
 		return []string{err.Error()}, nil
 	}
 	for _, p := range found {
-		problems = append(problems, p.String())
+		if p.Fatal {
+			problems = append(problems, p.String())
+		} else {
+			warnings = append(warnings, p.String())
+		}
 	}
-	return problems, nil
+	return problems, warnings
 }
 
 // reachableBy checks that a user of the given group may pass through every

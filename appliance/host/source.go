@@ -31,12 +31,13 @@ type source struct {
 	wg      sync.WaitGroup
 
 	// What the goroutine in attach.go knows; no other touches it.
-	active  []ext4j.Range // may differ from before this start
-	pins    []activelog.Region
-	compare string     // why everything must be compared; "": nothing says so
-	clean   *cleanMark // the last stop left nothing to resync
-	begun   bool       // the ext4j group has a session
-	empty   bool       // images made just now: a block copy will fill them
+	active     []ext4j.Range // may differ from before this start
+	pins       []activelog.Region
+	compare    string     // why everything must be compared; "": nothing says so
+	clean      *cleanMark // the last stop left nothing to resync
+	begun      bool       // the ext4j group has a session
+	unfinished *plan      // a resync that was broken off
+	empty      bool       // images made just now: a block copy will fill them
 
 	finish chan chan error // asks the goroutine to end a first sync
 

@@ -140,6 +140,8 @@ type AttachResponse struct {
 	Applied  epoch.LSN  `json:"applied"`
 	Complete bool       `json:"complete"` // the first sync has ended
 	Fresh    bool       `json:"fresh"`    // its images are new and read as zeros
+	// SpoolBytes is the most the spool may hold: an epoch must fit in it.
+	SpoolBytes int64 `json:"spool_bytes"`
 	// Damaged: the spool lost durable epochs after Pos, or an image was changed by someone else: compare everything.
 	Damaged string `json:"damaged,omitempty"`
 }

@@ -1,0 +1,521 @@
+package stage
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"kagami/appliance/control"
+	"kagami/tests/guest"
+	"kagami/tests/guest/workload"
+	"kagami/tests/wan"
+)
+
+// StoryOptions of a Story.
+type StoryOptions struct {
+	Kagami string    // path of the binary
+	Out    io.Writer // what happens, as it happens
+	// FromDisk: the VM boots from the protected disk itself (GPT, ext4 root,
+	// its own kernel); otherwise it has a kernel of the host and a data disk vdb.
+	FromDisk bool
+	Keep     bool          // leave everything running; Summary.Stage is then the caller's to close
+	Load     time.Duration // how long the writer runs under protection; 8 s when 0
+}
+
+// Step is one step of a story and how long it took.
+type Step struct {
+	Name string
+	Took time.Duration
+}
+
+// Summary is how a story ended.
+type Summary struct {
+	Stage          *Stage // only with Keep
+	RTT            string // as pinged
+	Acked          workload.Acks
+	Found          workload.Report
+	Lost           uint64 // records acknowledged at the source and not intact at the replica
+	Report         control.FailoverReport
+	GuestBytes     uint64 // written by the guest and the block copy, as the source counted last
+	ShippedBytes   uint64 // on the data connections, since they came up last
+	FSClean        bool
+	FSOutput       string
+	Steps          []Step
+	SourceRestarts int
+}
+
+// vmName is the story's VM.
+const vmName = "vm1"
+
+type story struct {
+	o       StoryOptions
+	s       *Stage
+	sum     Summary
+	disk    string // target of the protected disk
+	mainDir string
+	drDir   string
+	ctx     context.Context
+}
+
+// Story plays the whole path once: a VM writes and fsyncs; it is protected
+// while it does; the appliance is killed and comes back; the site is lost; the
+// other site takes over; every acknowledged record is looked for.
+func Story(ctx context.Context, o StoryOptions) (Summary, error) {
+	if o.Load == 0 {
+		o.Load = 8 * time.Second
+	}
+	t := &story{o: o, disk: "vdb", ctx: ctx}
+	if o.FromDisk {
+		t.disk = "vda"
+	}
+	err := t.play()
+	if t.s == nil {
+		return t.sum, err
+	}
+	if o.Keep {
+		t.sum.Stage = t.s
+		return t.sum, err
+	}
+	if err != nil {
+		err = fmt.Errorf("%w\n--- daemon at %s:\n%s\n--- daemon at %s:\n%s", err, MainName, t.s.Main.tail(), DRName, t.s.DR.tail())
+	}
+	return t.sum, errors.Join(err, t.s.Close())
+}
+
+func (t *story) play() error {
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"set up two sites and the line between them", t.setUp},
+		{"boot the VM", t.bootGuest},
+		{"start the writer in the guest", t.startWriter},
+		{"protect the VM while it writes", t.protect},
+		{"write under protection", t.load},
+		{"kill the appliance at the source, and restart it", t.killAppliance},
+		{"write on", t.load},
+		{"disaster: QEMU and the source daemon are killed, the line is cut", t.disaster},
+		{"fail over", t.failover},
+		{"look for every acknowledged record in the replica VM", t.check},
+		{"check the file system", t.fsck},
+	} {
+		t.say("── %s", step.name)
+		began := time.Now()
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+		t.sum.Steps = append(t.sum.Steps, Step{step.name, time.Since(began)})
+	}
+	return nil
+}
+
+func (t *story) say(format string, a ...any) { fmt.Fprintf(t.o.Out, format+"\n", a...) }
+
+func (t *story) setUp() error {
+	s, err := New(t.ctx, Options{Kagami: t.o.Kagami, Libvirt: true})
+	if err != nil {
+		return err
+	}
+	t.s = s
+	if t.mainDir, err = s.Main.Lab.GuestDir("vm"); err != nil {
+		return err
+	}
+	if t.drDir, err = s.DR.Lab.GuestDir("vm"); err != nil {
+		return err
+	}
+	if err := t.mapAtDR(); err != nil {
+		return err
+	}
+	for _, site := range []*Site{s.DR, s.Main} {
+		if err := site.Start(t.ctx); err != nil {
+			return err
+		}
+	}
+	out, err := s.Link.Exec(t.ctx, wan.A, "ping", "-c", "3", "-i", "0.2", "-q", s.Link.Addr(wan.B).String())
+	if err != nil {
+		return fmt.Errorf("ping the other site: %w: %s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "rtt") {
+			t.sum.RTT = strings.TrimSpace(line)
+		}
+	}
+	t.say("   site %s and site %s, line of 1 Gbit/s, ping: %s", MainName, DRName, t.sum.RTT)
+	return nil
+}
+
+// mapAtDR writes what the replica needs beyond the protected disk into the
+// config file of the other site: a kernel for direct boot, the unprotected
+// disk, the places of consoles.
+func (t *story) mapAtDR() error {
+	text := fmt.Sprintf("groups:\n  - name: %s\n    domain:\n      paths:\n        - from: %s\n          to: %s\n", vmName, t.mainDir, t.drDir)
+	if !t.o.FromDisk {
+		kernel, initrd, err := guest.BuildInitrd(t.drDir)
+		if err != nil {
+			return err
+		}
+		scratch := filepath.Join(t.drDir, "scratch.raw")
+		if err := guest.BuildExt4(scratch, 32<<20); err != nil {
+			return err
+		}
+		if err := t.s.DR.Lab.AllowQEMU(scratch); err != nil {
+			return err
+		}
+		text += fmt.Sprintf("      kernel: %s\n      initrd: %s\n      disks:\n        - target: vda\n          file: %s\n", kernel, initrd, scratch)
+	}
+	f, err := os.OpenFile(t.s.DR.Config(), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+func (t *story) bootGuest() error {
+	d := guest.Domain{Name: vmName, UUID: "6b1d2c9e-0000-4000-8000-00000000000d", Dir: t.mainDir}
+	image := filepath.Join(t.mainDir, "data.raw")
+	if t.o.FromDisk {
+		if err := guest.BuildGPTDisk(image, guest.GPTOptions{}); err != nil {
+			return err
+		}
+		d.Disks = []string{guest.FileDisk(image, "vda")}
+	} else {
+		kernel, initrd, err := guest.BuildInitrd(t.mainDir)
+		if err != nil {
+			return err
+		}
+		d.Kernel, d.Initrd = kernel, initrd
+		d.Type = guest.DomainType(t.ctx, kernel, initrd)
+		scratch := filepath.Join(t.mainDir, "scratch.raw")
+		if err := errors.Join(guest.BuildExt4(image, 256<<20), guest.BuildExt4(scratch, 32<<20), t.s.Main.Lab.AllowQEMU(scratch)); err != nil {
+			return err
+		}
+		d.Disks = []string{guest.FileDisk(scratch, "vda"), guest.FileDisk(image, "vdb")}
+	}
+	if err := t.s.Main.Lab.AllowQEMU(image); err != nil {
+		return err
+	}
+	xml := filepath.Join(t.mainDir, "domain.xml")
+	if err := os.WriteFile(xml, []byte(d.XML()), 0o644); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"define", xml}, {"start", vmName}} {
+		if err := t.virsh(t.s.Main, args...); err != nil {
+			return err
+		}
+	}
+	return t.atConsole(t.mainDir, func(c *guest.Console) error {
+		out, err := c.Run(t.ctx, "cat /proc/version")
+		t.say("   %s", strings.TrimSpace(out))
+		return err
+	})
+}
+
+func (t *story) virsh(site *Site, args ...string) error {
+	out, err := exec.CommandContext(t.ctx, "virsh", append([]string{"-q", "-c", site.Lab.URI}, args...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("virsh %v at site %s: %w: %s", args, site.Name, err, out)
+	}
+	return nil
+}
+
+// bootPatience is how long a guest may take to answer, under software emulation.
+const bootPatience = 90 * time.Second
+
+func (t *story) atConsole(dir string, do func(*guest.Console) error) error {
+	ctx, cancel := context.WithTimeout(t.ctx, bootPatience)
+	defer cancel()
+	c, err := guest.Dial(ctx, filepath.Join(dir, guest.ControlSock))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return do(c)
+}
+
+// dataDir is where the writer's files are in the guest.
+func (t *story) dataDir() string {
+	if t.o.FromDisk {
+		return "/data"
+	}
+	return "/mnt"
+}
+
+func (t *story) startWriter() error {
+	return t.atConsole(t.mainDir, func(c *guest.Console) error {
+		if err := t.mount(c); err != nil {
+			return err
+		}
+		_, err := c.Run(t.ctx, "writer start %s every=2 slots=256", t.dataDir())
+		return err
+	})
+}
+
+func (t *story) mount(c *guest.Console) error {
+	if t.o.FromDisk {
+		return nil // the root file system
+	}
+	_, err := c.Run(t.ctx, "mount /dev/vdb %s", t.dataDir())
+	return err
+}
+
+func (t *story) acks() (workload.Acks, error) {
+	return workload.ReadAcksFile(filepath.Join(t.mainDir, guest.AckFile))
+}
+
+func (t *story) protect() error {
+	args := []string{"protect", vmName, "--to", DRName}
+	if !t.o.FromDisk {
+		args = append(args, "--disk", t.disk)
+	}
+	if err := t.show(t.s.Main, args...); err != nil {
+		return err
+	}
+	for _, site := range []*Site{t.s.Main, t.s.DR} {
+		t.say("   kagami status at site %s:", site.Name)
+		if err := t.show(site, "status"); err != nil {
+			return err
+		}
+	}
+	g, err := t.s.Main.Group(t.ctx, vmName)
+	if err != nil {
+		return err
+	}
+	if !g.Protected {
+		return fmt.Errorf("after protect, status says %s, not protected", g.State)
+	}
+	return nil
+}
+
+// show runs a command and passes its output on, line by line.
+func (t *story) show(site *Site, args ...string) error {
+	t.say("   $ kagami %s", strings.Join(args, " "))
+	cmd := site.Command(t.ctx, args...)
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for sc := bufio.NewScanner(r); sc.Scan(); {
+			t.say("     %s", sc.Text())
+		}
+	}()
+	err := cmd.Run()
+	_ = w.Close() // never fails
+	<-done
+	if err != nil {
+		return fmt.Errorf("kagami %v at site %s: %w", args, site.Name, err)
+	}
+	return nil
+}
+
+// load lets the writer run and sees to it that it gets on and gets no error.
+func (t *story) load() error {
+	before, err := t.acks()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-t.ctx.Done():
+		return t.ctx.Err()
+	case <-time.After(t.o.Load):
+	}
+	after, err := t.acks()
+	if err != nil {
+		return err
+	}
+	if len(after.Errors) > 0 {
+		return fmt.Errorf("the guest saw I/O errors: %v", after.Errors)
+	}
+	if after.Append <= before.Append || after.Blocks <= before.Blocks {
+		return fmt.Errorf("the writer stands still: %d appends and %d overwrites acknowledged before, %d and %d after %v",
+			before.Append, before.Blocks, after.Append, after.Blocks, t.o.Load)
+	}
+	t.say("   acknowledged in %v: %d appends with fsync, %d overwrites with fdatasync", t.o.Load, after.Append-before.Append, after.Blocks-before.Blocks)
+	return nil
+}
+
+func (t *story) killAppliance() error {
+	if err := t.s.Main.Kill(); err != nil {
+		return err
+	}
+	stalled, err := t.acks()
+	if err != nil {
+		return err
+	}
+	time.Sleep(2 * time.Second)
+	began := time.Now()
+	if err := t.s.Main.Start(t.ctx); err != nil {
+		return err
+	}
+	t.sum.SourceRestarts++
+	ctx, cancel := context.WithTimeout(t.ctx, time.Minute)
+	defer cancel()
+	for {
+		now, err := t.acks()
+		if err != nil {
+			return err
+		}
+		if len(now.Errors) > 0 {
+			return fmt.Errorf("the guest saw I/O errors: %v", now.Errors)
+		}
+		if now.Append > stalled.Append+1 && now.Blocks > stalled.Blocks+1 {
+			t.say("   the guest stalled and went on %v after the restart, without an error", time.Since(began).Round(10*time.Millisecond))
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the guest did not go on within a minute of the restart")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	_, err = t.s.Main.AwaitGroup(ctx, vmName, "protection", func(g control.Group) bool { return g.State == "streaming" && g.Protected })
+	return err
+}
+
+// disaster kills the QEMU process and the source daemon together and cuts the line.
+func (t *story) disaster() error {
+	g, err := t.s.Main.Group(t.ctx, vmName)
+	if err != nil {
+		return err
+	}
+	t.sum.GuestBytes = g.Written
+	st, err := t.s.Main.Status(t.ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range st.Peers {
+		t.sum.ShippedBytes += p.SentBytes
+	}
+	qemu, err := t.s.Main.Lab.GuestPID(vmName)
+	if err != nil {
+		return err
+	}
+	daemon := t.s.Main.PID()
+	if err := errors.Join(syscall.Kill(qemu, syscall.SIGKILL), syscall.Kill(daemon, syscall.SIGKILL)); err != nil {
+		return fmt.Errorf("kill QEMU and daemon: %w", err)
+	}
+	t.s.Link.Cut()
+	if err := t.s.Main.Kill(); err != nil {
+		return err
+	}
+	time.Sleep(500 * time.Millisecond) // the last line of the console is in its file
+	if t.sum.Acked, err = t.acks(); err != nil {
+		return err
+	}
+	t.say("   acknowledged on the source's console: %d appends, %d overwrites", t.sum.Acked.Append, t.sum.Acked.Blocks)
+	return nil
+}
+
+func (t *story) failover() error {
+	// The operator sees the source gone before he decides.
+	ctx, cancel := context.WithTimeout(t.ctx, 30*time.Second)
+	defer cancel()
+	if _, err := t.s.DR.AwaitGroup(ctx, vmName, "the source to be gone", func(g control.Group) bool { return !g.PeerUp }); err != nil {
+		return err
+	}
+	if err := t.show(t.s.DR, "failover", vmName); err != nil {
+		return err
+	}
+	g, err := t.s.DR.Group(t.ctx, vmName)
+	if err != nil {
+		return err
+	}
+	if g.Failover == nil {
+		return fmt.Errorf("status shows no failover")
+	}
+	t.sum.Report = *g.Failover
+	return nil
+}
+
+func (t *story) check() error {
+	return t.atConsole(t.drDir, func(c *guest.Console) error {
+		if err := t.mount(c); err != nil {
+			return err
+		}
+		var err error
+		if t.sum.Found, err = c.Check(t.ctx, t.dataDir()); err != nil {
+			return err
+		}
+		t.sum.Lost = lost(t.sum.Acked.Append, t.sum.Found.Append.Highest) + lost(t.sum.Acked.Blocks, t.sum.Found.Blocks.Highest)
+		t.say("   found intact: %d appends, %d overwrites; damage: %d", t.sum.Found.Append.Highest, t.sum.Found.Blocks.Highest,
+			len(t.sum.Found.Append.Damage)+len(t.sum.Found.Blocks.Damage))
+		if t.sum.Lost > 0 || !t.sum.Found.OK() {
+			return fmt.Errorf("%d acknowledged records are lost: %s", t.sum.Lost, t.sum.Found)
+		}
+		if t.o.FromDisk {
+			return nil
+		}
+		_, err = c.Run(t.ctx, "umount %s", t.dataDir())
+		return err
+	})
+}
+
+func lost(acked, found uint64) uint64 {
+	if found >= acked {
+		return 0
+	}
+	return acked - found
+}
+
+// fsck stops the replica VM cleanly and looks at its file system from outside.
+func (t *story) fsck() error {
+	if t.o.Keep {
+		t.say("   left out: the VM is kept running")
+		return nil
+	}
+	_ = t.atConsole(t.drDir, func(c *guest.Console) error {
+		_, err := c.Run(t.ctx, "stop")
+		return err // the connection may end before the answer comes
+	})
+	ctx, cancel := context.WithTimeout(t.ctx, bootPatience)
+	defer cancel()
+	if _, err := t.s.DR.AwaitGroup(ctx, vmName, "the VM to stop", func(g control.Group) bool { return g.Disks[0].Clients == 0 }); err != nil {
+		return err
+	}
+	image := filepath.Join(t.s.DR.StateDir(), "images", vmName, t.disk+".raw")
+	if t.o.FromDisk {
+		image = fmt.Sprintf("%s?offset=%d", image, guest.RootOffset)
+	}
+	out, err := exec.CommandContext(t.ctx, "e2fsck", "-fn", image).CombinedOutput()
+	t.sum.FSOutput, t.sum.FSClean = string(out), err == nil
+	if err != nil {
+		return fmt.Errorf("e2fsck -fn: %w: %s", err, out)
+	}
+	t.say("   e2fsck -fn: clean")
+	return nil
+}
+
+// JSON is the summary for programs.
+func (s Summary) JSON() ([]byte, error) {
+	s.Stage = nil
+	return json.MarshalIndent(s, "", "  ")
+}
+
+// Table is the summary for people.
+func (s Summary) Table() string {
+	var b strings.Builder
+	row := func(what, format string, a ...any) { fmt.Fprintf(&b, "  %-46s %s\n", what, fmt.Sprintf(format, a...)) }
+	row("records acknowledged (append+fsync)", "%d", s.Acked.Append)
+	row("records acknowledged (overwrite+fdatasync)", "%d", s.Acked.Blocks)
+	row("found intact at the replica", "%d + %d", s.Found.Append.Highest, s.Found.Blocks.Highest)
+	row("lost", "%d", s.Lost)
+	row("RPO (age of the last epoch at failover)", "%.3f s", s.Report.RPOSeconds)
+	row("RTO (failover begun to VM started)", "%.3f s", s.Report.RTOSeconds)
+	row("journal transactions replayed", "%d", s.Report.Replayed)
+	row("bytes written by the guest since the restart", "%d", s.GuestBytes)
+	row("bytes shipped since the restart", "%d", s.ShippedBytes)
+	for _, st := range s.Steps {
+		row(st.Name, "%.1f s", st.Took.Seconds())
+	}
+	return b.String()
+}
