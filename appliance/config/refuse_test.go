@@ -90,7 +90,9 @@ func TestRefused(t *testing.T) {
 		{"site: here", "site: here\nnonsense: 1", `k.yaml:2: nonsense: unknown key; allowed: control, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls`},
 		{"- name: dr", "- name: DR", `k.yaml:17: peers[0].name: "DR": ` + name},
 		{"- name: dr", "- nam: dr", `k.yaml:17: peers[0].nam: unknown key; did you mean name?`},
-		{"- name: web", "- name: a/b", `k.yaml:21: groups[0].name: "a/b": ` + name},
+		{"- name: web", "- name: a/b", `k.yaml:21: groups[0].name: "a/b": allowed: ` + GroupNameForm},
+		{"- name: web", "- name: Web", ""},
+		{"- name: web", "- name: ''", `k.yaml:21: groups[0].name: missing; wanted: ` + GroupNameForm},
 		{"  - name: log", "  - name: data", `k.yaml:30: groups[0].disks[1].name: "data": already used by groups[0].disks[0].name: each disk of group web must be its own`},
 		{"  - name: log", "  - name: ..", `k.yaml:30: groups[0].disks[1].name: "..": ` + name},
 		// folders, sockets, files

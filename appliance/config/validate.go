@@ -18,18 +18,26 @@ import (
 // 108, the last of them zero.
 const MaxSocketPath = 107
 
-// NameForm is what names of sites, peers, groups and disks look like.
-const NameForm = "a name of 1 to 63 characters a-z 0-9 . _ - that begins with a letter or digit"
+// What names look like: those of sites, peers and disks, and those of groups,
+// which are names of VMs and may have capitals.
+const (
+	NameForm      = "a name of 1 to 63 characters a-z 0-9 . _ - that begins with a letter or digit"
+	GroupNameForm = "a name of 1 to 63 characters A-Z a-z 0-9 . _ - that begins with a letter or digit"
+)
 
 var (
+	groupRE  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 	nameRE   = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 	targetRE = regexp.MustCompile(`^(vd|sd|hd|xvd|ubd)[a-z]{1,3}$`)
 	uuidRE   = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 	hostRE   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9])?\.?$`)
 )
 
-// ValidName reports whether s can name a site, peer, group or disk.
+// ValidName reports whether s can name a site, peer or disk.
 func ValidName(s string) bool { return nameRE.MatchString(s) }
+
+// ValidGroupName reports whether s can name a group.
+func ValidGroupName(s string) bool { return groupRE.MatchString(s) }
 
 // Validate checks a configuration that did not come from Load. The error is
 // an *Error.
@@ -171,12 +179,14 @@ func (v *validator) peers(c *Config) {
 	}
 }
 
-func (v *validator) name(s, path string) bool {
+func (v *validator) name(s, path string) bool { return v.named(s, path, ValidName(s), NameForm) }
+
+func (v *validator) named(s, path string, ok bool, form string) bool {
 	switch {
 	case s == "":
-		v.add(path, "", "missing; wanted: %s", NameForm)
-	case !ValidName(s):
-		v.add(path, s, "allowed: %s", NameForm)
+		v.add(path, "", "missing; wanted: %s", form)
+	case !ok:
+		v.add(path, s, "allowed: %s", form)
 	default:
 		return true
 	}

@@ -11,7 +11,7 @@ const sectorSize = 512
 const regionSize = 1 << 20
 
 func (v *validator) group(c *Config, g *Group, path string) {
-	if v.name(g.Name, path+".name") {
+	if v.named(g.Name, path+".name", ValidGroupName(g.Name), GroupNameForm) {
 		v.unique("group", g.Name, path+".name")
 	}
 	v.groupPeer(c, g, path+".peer")

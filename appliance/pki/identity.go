@@ -46,11 +46,11 @@ func identityOf(c *x509.Certificate) (Identity, error) {
 func (id *Identity) add(u *url.URL) error {
 	kind, name, ok := splitName(u)
 	switch {
-	case ok && kind == "site" && id.Site == "" && nameRE.MatchString(name):
+	case ok && kind == "site" && id.Site == "" && siteRE.MatchString(name):
 		id.Site = name
 	case ok && kind == "group" && name == AllGroups:
 		id.AllGroups = true
-	case ok && kind == "group" && nameRE.MatchString(name):
+	case ok && kind == "group" && groupRE.MatchString(name):
 		id.Groups = append(id.Groups, name)
 	default:
 		return fmt.Errorf("%w: it carries the name %q", ErrBadIdentity, u)
@@ -71,7 +71,7 @@ func nameURI(kind, name string) *url.URL {
 
 // uris makes the names of a certificate.
 func (id Identity) uris() ([]*url.URL, error) {
-	if !nameRE.MatchString(id.Site) {
+	if !siteRE.MatchString(id.Site) {
 		return nil, fmt.Errorf("site name %q: allowed are 1 to 63 characters a-z 0-9 . _ - beginning with a letter or digit", id.Site)
 	}
 	out := []*url.URL{nameURI("site", id.Site)}
@@ -85,8 +85,8 @@ func (id Identity) uris() ([]*url.URL, error) {
 		return nil, fmt.Errorf("%d groups in one certificate: at most %d; use %s for all", len(id.Groups), maxGroups, AllGroups)
 	}
 	for _, g := range slices.Compact(slices.Sorted(slices.Values(id.Groups))) {
-		if !nameRE.MatchString(g) {
-			return nil, fmt.Errorf("group name %q: allowed are 1 to 63 characters a-z 0-9 . _ - beginning with a letter or digit", g)
+		if !groupRE.MatchString(g) {
+			return nil, fmt.Errorf("group name %q: allowed are 1 to 63 characters A-Z a-z 0-9 . _ - beginning with a letter or digit", g)
 		}
 		out = append(out, nameURI("group", g))
 	}

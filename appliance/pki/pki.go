@@ -52,7 +52,10 @@ type Files struct {
 	Key  string
 }
 
-var nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+var (
+	siteRE  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+	groupRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+)
 
 // Identity is who a certificate is for and what it may touch.
 type Identity struct {
