@@ -318,7 +318,7 @@ func (r *rig) ack(session uint64, lsn epoch.LSN) {
 
 // replay applies the shipped records to empty disks.
 func (r *rig) replay() [][]byte {
-	out := [][]byte{make([]byte, rigSize), make([]byte, rigSize)}
+	out := [][]byte{make([]byte, r.img[0].Size()), make([]byte, r.img[1].Size())}
 	for _, rec := range r.sent {
 		switch rec.Type {
 		case epoch.TypeWrite:
