@@ -141,9 +141,14 @@ func (d *Disk) WriteAt(p []byte, off int64, fua bool) error {
 	return d.afterwards(fua)
 }
 
-// WriteZeroes makes a range read as zeros.
+// WriteZeroes makes a range read as zeros. Without noHole it gives the space
+// back, here and at the replica.
 func (d *Disk) WriteZeroes(off, n int64, noHole, fua bool) error {
-	return d.zero(epoch.TypeZero, off, n, fua, func(off, n int64) error { return d.img.WriteZeroes(off, n, noHole) })
+	t := epoch.TypeTrim
+	if noHole {
+		t = epoch.TypeZero
+	}
+	return d.zero(t, off, n, fua, func(off, n int64) error { return d.img.WriteZeroes(off, n, noHole) })
 }
 
 // Trim makes a range read as zeros and gives its space back.

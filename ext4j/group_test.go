@@ -781,6 +781,21 @@ func TestSplit(t *testing.T) {
 	})
 }
 
+// TestHolesStayHoles: zeroes that may give their space back do so at the
+// replica too.
+func TestHolesStayHoles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t, Options{})
+		defer r.close()
+		if err := errors.Join(r.disk[0].WriteZeroes(0, 4096, false, false), r.disk[0].WriteZeroes(0, 4096, true, false), r.disk[0].Trim(0, 4096, false)); err != nil {
+			t.Fatal(err)
+		}
+		if r.ship(); r.types() != "tzt" {
+			t.Errorf("shipped %q, want trim, zero, trim", r.types())
+		}
+	})
+}
+
 // TestConcurrentOrder: whatever the overlap, what was shipped gives the image.
 func TestConcurrentOrder(t *testing.T) {
 	for seed := range uint64(12) {
