@@ -23,7 +23,11 @@ func (g *Group) Seal() (Sealed, error) {
 	defer g.applying.Unlock()
 	g.mu.Lock()
 	g.sealed = true
+	ch := g.channel
 	g.mu.Unlock()
+	if ch != nil {
+		ch.Drop(ErrFenced) // a source that is still there learns it when it attaches again
+	}
 	g.switching.Lock()
 	err := g.endStream()
 	g.switching.Unlock()

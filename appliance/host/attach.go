@@ -141,7 +141,7 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 	f := s.g.snapshot()
 	switch {
 	case s.begun && resp.Damaged == "" && s.eng.Resume(resp.Pos.LSN):
-		return s.planResumed(f, resp)
+		return s.planResumed(f)
 	case !f.Complete && s.empty && !s.begun && resp.Fresh:
 		return plan{begin: true, what: "first sync", why: "the block copy fills both images"}
 	case !f.Complete && resp.Fresh && !s.begun:
@@ -158,7 +158,7 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d, it had acknowledged %d", resp.Pos.LSN, s.eng.Stats().Ack))
 	case s.compare != "":
 		return s.planCompare(s.compare)
-	case s.clean != nil && s.clean.Pos.LSN == resp.Pos.LSN && s.clean.Pos.Lineage == f.Lineage:
+	case s.clean != nil && s.clean.Pos == resp.Pos:
 		return plan{begin: true, why: "both sites stopped at the same record"}
 	case s.clean != nil:
 		return s.planCompare(fmt.Sprintf("the source stopped cleanly at record %d, the replica is at %d", s.clean.Pos.LSN, resp.Pos.LSN))
@@ -169,11 +169,13 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 
 // planResumed goes on with the session; a first sync that the lost link broke
 // off compares what is there and goes on.
-func (s *source) planResumed(f *groupFile, resp wire.AttachResponse) plan {
+func (s *source) planResumed(f *groupFile) plan {
+	if s.unfinished != nil { // its last records were on the way when the link was lost
+		s.resynced()
+	}
 	if f.Complete || s.empty {
 		return plan{why: "everything unacknowledged is sent again"}
 	}
-	_ = resp
 	return plan{what: "first sync", hashes: true, why: "the first sync goes on"}
 }
 
@@ -260,11 +262,16 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool i
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of resync: %w", err)
 	}
-	s.compare, s.clean, s.unfinished = "", nil, nil
-	s.releasePins()
+	s.resynced()
 	s.g.input(ResyncEnded, fmt.Sprintf("both sites are equal again (%s)", p.why))
 	s.markSynced()
 	return nil
+}
+
+// resynced forgets why a resync was needed.
+func (s *source) resynced() {
+	s.compare, s.clean, s.unfinished = "", nil, nil
+	s.releasePins()
 }
 
 var errNoRoom = errors.New("the resync does not fit the replica's spool")
@@ -282,7 +289,7 @@ func (s *source) hold(ctx context.Context, d time.Duration) {
 // releasePins lets the regions that an earlier life of the daemon left in the
 // active log leave it in the usual way: the resync has covered them.
 func (s *source) releasePins() {
-	last := s.eng.Stats().Ack
+	last := s.eng.Stats().Close // the resync's own, or a later one
 	for _, r := range s.pins {
 		off := int64(r.Index) * regionBytes
 		if s.log.Acquire(context.Background(), r.Disk, off, regionBytes) == nil {

@@ -159,12 +159,25 @@ func (d *Daemon) tendVM(ctx context.Context, g *group) {
 		g.alarm("vm-"+df.Name, "")
 	}
 	if st == qmp.StateIOError && g.current() != Failed && g.current() != Fenced {
-		if err := d.virt().Resume(ctx, vm); err != nil {
-			g.note(fmt.Sprintf("VM %s paused on an I/O error and could not be resumed: %v", vm, err))
-			return
-		}
-		g.note(fmt.Sprintf("VM %s had paused on an I/O error and was resumed", vm))
+		d.wg.Go(func() { d.resumeVM(ctx, g, vm) })
 	}
+}
+
+// resumePause keeps a VM that pauses on every request from being resumed in a tight loop.
+const resumePause = 5 * time.Second
+
+// resumeVM lets a VM that paused on an I/O error make its requests again.
+func (d *Daemon) resumeVM(ctx context.Context, g *group, vm string) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(resumePause):
+	}
+	if err := d.virt().Resume(ctx, vm); err != nil {
+		g.note(fmt.Sprintf("VM %s paused on an I/O error and could not be resumed: %v", vm, err))
+		return
+	}
+	g.note(fmt.Sprintf("VM %s had paused on an I/O error and was resumed", vm))
 }
 
 // mapping is how a VM's definition is changed for this site.
