@@ -8,6 +8,7 @@ import (
 
 	"kagami/appliance/ship"
 	"kagami/ext4j"
+	"kagami/ext4j/epoch"
 	"kagami/replica/wire"
 )
 
@@ -69,6 +70,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 	defer stop()
 	if p.begin {
 		f := s.g.snapshot()
+		s.setBase(resp.Pos)
 		s.eng.Begin(f.Lineage, f.Session, resp.Pos.LSN+1, p.hold)
 		s.begun = true
 	}
@@ -158,7 +160,7 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d, it had acknowledged %d", resp.Pos.LSN, s.eng.Stats().Ack))
 	case s.compare != "":
 		return s.planCompare(s.compare)
-	case s.clean != nil && s.clean.Pos == resp.Pos:
+	case s.clean != nil && s.clean.Pos == resp.Pos && resp.Complete:
 		return plan{begin: true, why: "both sites stopped at the same record"}
 	case s.clean != nil:
 		return s.planCompare(fmt.Sprintf("the source stopped cleanly at record %d, the replica is at %d", s.clean.Pos.LSN, resp.Pos.LSN))
@@ -335,6 +337,13 @@ func (s *source) markSynced() {
 	default:
 		close(s.synced)
 	}
+}
+
+// setBase notes where the session began.
+func (s *source) setBase(p epoch.Pos) {
+	s.mu.Lock()
+	s.base = p
+	s.mu.Unlock()
 }
 
 func (s *source) setBinding(b *ship.Binding) {

@@ -227,7 +227,14 @@ func (g *group) replayOne(dev diskDevice, df diskFile, p images.Partition, emit 
 	case err != nil:
 		return fmt.Errorf("replay the journal of %s: %w", what, err)
 	}
-	say(emit, "replay", "%s: %s", what, rep)
+	if !rep.Needed {
+		say(emit, "replay", "%s: the file system is clean, nothing to replay", what)
+		return nil
+	}
+	say(emit, "replay", "%s: %d journal transactions replayed, %d blocks written (%s)", what, rep.Transactions, rep.Written, rep.EndReason)
+	if rep.MarkedErrors || rep.Damaged > 0 {
+		g.failoverNote(emit, fmt.Sprintf("%s: the file system is marked as having errors (%d damaged journal blocks): check it", what, rep.Damaged))
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	next := *g.file

@@ -12,6 +12,7 @@ import (
 	"kagami/appliance/ship"
 	"kagami/ext4j"
 	"kagami/ext4j/activelog"
+	"kagami/ext4j/epoch"
 	"kagami/images"
 	"kagami/replica/wire"
 )
@@ -43,6 +44,7 @@ type source struct {
 
 	mu      sync.Mutex
 	binding *ship.Binding
+	base    epoch.Pos     // where the replica stood when the session began
 	synced  chan struct{} // closed when the group is attached and complete or may be filled
 	last    wire.Ack
 }
@@ -204,6 +206,11 @@ func (s *source) drain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	if pos.LSN == s.base.LSN {
+		pos = s.base // nothing was written: the replica's last record is of an earlier session
+	}
+	s.mu.Unlock()
 	mtime := map[uint32]int64{}
 	s.g.mu.Lock()
 	imgs := s.g.images
