@@ -117,7 +117,7 @@ type Counters struct {
 
 // Open recovers a group from its folder and starts its goroutines.
 func Open(o Options) (*Group, error) {
-	g := &Group{o: o, lineage: o.Lineage, session: o.Session, fresh: o.Fresh, damaged: o.Damaged,
+	g := &Group{o: o, lineage: o.Lineage, session: o.Session, fresh: o.Fresh,
 		pending: map[epoch.LSN][]epoch.Record{}, kick: make(chan struct{}, 1)}
 	g.cond = sync.NewCond(&g.mu)
 	if g.o.Event == nil {
@@ -162,6 +162,13 @@ func (g *Group) recover() error {
 		g.fresh = false
 	}
 	g.expect = g.durable.LSN + 1
+	lost := ""
+	if rec.Lost != 0 {
+		lost = rec.Note
+	}
+	if err := g.recallDamage(lost); err != nil {
+		return errors.Join(err, g.closeFiles())
+	}
 	if rec.Note != "" {
 		g.recovery = rec.Note
 		g.o.Event("spool recovery: " + rec.Note)
