@@ -135,16 +135,10 @@ func TestNotNeeded(t *testing.T) {
 	if _, err := Run(d, 100, 1<<20, Options{}); !errors.Is(err, ErrRefused) {
 		t.Errorf("odd offset: %v", err)
 	}
-	ext2 := newSynthless(t, "-t", "ext2")
+	ext2 := &memDevice{b: fresh(t, "-t", "ext2")}
 	if rep, err := Run(ext2, 0, int64(len(ext2.b)), Options{}); err != nil || rep.Needed || ext2.wrote {
 		t.Errorf("ext2: %+v, %v", rep, err)
 	}
-}
-
-// newSynthless is a fresh file system without changes.
-func newSynthless(t testing.TB, args ...string) *memDevice {
-	t.Helper()
-	return &memDevice{b: rawAt(t, format(t, 8, append(args, "-b", "1024")...), 0, 8<<20)}
 }
 
 func readAll(t testing.TB, r io.ReaderAt) []byte {

@@ -3,8 +3,9 @@ package recover
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
-	"os"
+	"sync"
 	"testing"
 
 	"kagami/ext4j/jbd2"
@@ -25,18 +26,29 @@ type synth struct {
 // The journal's features are those mke2fs and the kernel would give it, and f.
 func newSynth(t testing.TB, f jbd2.Features, args ...string) *synth {
 	t.Helper()
-	path := format(t, 8, append([]string{"-t", "ext4", "-b", "1024", "-U", "11223344-5566-7788-99aa-bbccddeeff00"}, args...)...)
-	img, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &synth{t: t, img: img}
+	s := &synth{t: t, img: fresh(t, args...)}
 	s.reopen()
 	j := s.j.super
 	s.b = jtest.New(f, j.BlockSize, j.MaxLen, 1, 7)
 	s.b.Super.UUID = j.UUID
 	s.editSuper(func(r *super.Raw) { r.SetIncompat(r.Incompat() | super.Recover) })
 	return s
+}
+
+// freshImages are the images fresh has made, by their arguments.
+var freshImages sync.Map
+
+// fresh is a new file system of 8 MiB with 1 KiB blocks.
+func fresh(t testing.TB, args ...string) []byte {
+	t.Helper()
+	key := fmt.Sprint(args)
+	if img, ok := freshImages.Load(key); ok {
+		return bytes.Clone(img.([]byte))
+	}
+	path := format(t, 8, append([]string{"-t", "ext4", "-b", "1024", "-U", "11223344-5566-7788-99aa-bbccddeeff00"}, args...)...)
+	img := rawAt(t, path, 0, 8<<20)
+	freshImages.Store(key, img)
+	return bytes.Clone(img)
 }
 
 // reopen reads superblock and journal again.
