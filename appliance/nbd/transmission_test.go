@@ -1,0 +1,521 @@
+package nbd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const kib = 1 << 10
+
+// eachMode runs a test with simple and structured replies, inline and beside
+// the reader.
+func eachMode(t *testing.T, f func(t *testing.T, structured, stall bool)) {
+	for _, structured := range []bool{false, true} {
+		for _, stall := range []bool{false, true} {
+			t.Run(fmt.Sprintf("structured=%v stall=%v", structured, stall), func(t *testing.T) { f(t, structured, stall) })
+		}
+	}
+}
+
+// TestErrors is the table of what a request is answered with.
+func TestErrors(t *testing.T) {
+	const size = 1 << 20
+	fua, nohole, fast := cmdFUA, cmdNoHole, cmdFastZero
+	for _, c := range []struct {
+		name     string
+		r        request
+		readOnly bool
+		want     uint32
+	}{
+		{"read", request{cmd: cmdRead, length: 512}, false, 0},
+		{"read of nothing", request{cmd: cmdRead}, false, 0},
+		{"read of nothing at the end", request{cmd: cmdRead, offset: size}, false, 0},
+		{"read with fua", request{cmd: cmdRead, length: 1, flags: fua}, false, 0},
+		{"read past the end", request{cmd: cmdRead, offset: size - 511, length: 512}, false, errInval},
+		{"read far past the end", request{cmd: cmdRead, offset: 1 << 63, length: 512}, false, errInval},
+		{"read, overflow", request{cmd: cmdRead, offset: 1<<64 - 1, length: 2}, false, errInval},
+		{"read too much", request{cmd: cmdRead, length: MaxPayload + 1}, false, errInval},
+		{"read 4 GiB", request{cmd: cmdRead, length: 1<<32 - 1}, false, errInval},
+		{"read with nohole", request{cmd: cmdRead, length: 512, flags: nohole}, false, errInval},
+		{"write", request{cmd: cmdWrite, length: 512}, false, 0},
+		{"write of nothing", request{cmd: cmdWrite}, false, 0},
+		{"write fua", request{cmd: cmdWrite, length: 512, flags: fua}, false, 0},
+		{"write past the end", request{cmd: cmdWrite, offset: size - 511, length: 512}, false, errNoSpace},
+		{"write, overflow", request{cmd: cmdWrite, offset: 1<<64 - 1, length: 2}, false, errNoSpace},
+		{"write too much", request{cmd: cmdWrite, length: MaxPayload + 1}, false, errInval},
+		{"write with df", request{cmd: cmdWrite, length: 512, flags: cmdDF}, false, errInval},
+		{"write, read-only", request{cmd: cmdWrite, length: 512}, true, errPerm},
+		{"write past the end, read-only", request{cmd: cmdWrite, offset: size, length: 512}, true, errPerm},
+		{"flush", request{cmd: cmdFlush}, false, 0},
+		{"flush fua", request{cmd: cmdFlush, flags: fua}, false, 0},
+		{"flush, read-only", request{cmd: cmdFlush}, true, 0},
+		{"flush of a range", request{cmd: cmdFlush, length: 512}, false, errInval},
+		{"flush at an offset", request{cmd: cmdFlush, offset: 512}, false, errInval},
+		{"trim", request{cmd: cmdTrim, length: size}, false, 0},
+		{"trim of nothing", request{cmd: cmdTrim}, false, 0},
+		{"trim fua", request{cmd: cmdTrim, length: 512, flags: fua}, false, 0},
+		{"trim past the end", request{cmd: cmdTrim, offset: 1, length: size}, false, errInval},
+		{"trim 4 GiB", request{cmd: cmdTrim, length: 1<<32 - 1}, false, errInval},
+		{"trim, read-only", request{cmd: cmdTrim, length: 512}, true, errPerm},
+		{"zero", request{cmd: cmdZeroes, length: size}, false, 0},
+		{"zero fua nohole", request{cmd: cmdZeroes, length: 512, flags: fua | nohole}, false, 0},
+		{"zero fast", request{cmd: cmdZeroes, length: 512, flags: fast}, false, errNotSup},
+		{"zero past the end", request{cmd: cmdZeroes, offset: 1, length: size}, false, errNoSpace},
+		{"zero, read-only", request{cmd: cmdZeroes, length: 512}, true, errPerm},
+		{"zero with df", request{cmd: cmdZeroes, length: 512, flags: cmdDF}, false, errInval},
+		{"cache", request{cmd: cmdCache, length: 512}, false, errInval},
+		{"resize", request{cmd: 8, length: 512}, false, errInval},
+		{"unknown", request{cmd: 0xffff}, false, errInval},
+		{"unknown flag", request{cmd: cmdRead, length: 512, flags: 1 << 15}, false, errInval},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			eachMode(t, func(t *testing.T, structured, stall bool) {
+				d := newRAM(t, size)
+				d.stall.Store(stall)
+				_, path := serve(t, Options{}, Export{Device: d, ReadOnly: c.readOnly})
+				cl := attach(t, path, "", structured)
+				var payload []byte
+				if c.r.cmd == cmdWrite {
+					payload = make([]byte, c.r.length)
+				}
+				got := cl.call(c.r, payload)
+				if got.errno != c.want || !got.done {
+					t.Fatalf("error %d %q, want %d", got.errno, got.text, c.want)
+				}
+				if structured && c.want != 0 && got.text == "" {
+					t.Error("error without a text")
+				}
+				if calls := d.take(); c.want != 0 && len(calls) != 0 {
+					t.Errorf("a refused request reached the device: %v", calls)
+				}
+				cl.ok(read(0, 4096)) // the stream is still in step
+			})
+		})
+	}
+}
+
+func TestModeErrors(t *testing.T) {
+	d := newRAM(t, 1<<20)
+	_, path := serve(t, Options{}, Export{Name: "a", Device: d}, Export{Name: "fast", Device: d, FastZero: true},
+		Export{Name: "blocks", Device: d, MinBlock: 512})
+	simple := attach(t, path, "a", false)
+	for name, r := range map[string]request{
+		"df":           {cmd: cmdRead, length: 512, flags: cmdDF},
+		"block status": {cmd: cmdBlockStatus, length: 512},
+	} {
+		if got := simple.call(r, nil); got.errno != errInval {
+			t.Errorf("%s without structured replies: %d", name, got.errno)
+		}
+	}
+	a := attach(t, path, "a", true)
+	for name, r := range map[string]request{
+		"nothing":      {cmd: cmdBlockStatus},
+		"past the end": {cmd: cmdBlockStatus, offset: 1 << 20, length: 1},
+		"nohole":       {cmd: cmdBlockStatus, length: 1, flags: cmdNoHole},
+	} {
+		if got := a.call(r, nil); got.errno != errInval {
+			t.Errorf("block status %s: %d", name, got.errno)
+		}
+	}
+	attach(t, path, "fast", true).ok(request{cmd: cmdZeroes, length: 512, flags: cmdFastZero}, nil)
+	blocks := dial(t, path)
+	blocks.want(blocks.option(optGo, infoData("blocks", infoBlockSize)), repInfo, repInfo, repAck)
+	blocks.ok(read(512, 1024))
+	for _, r := range []request{{cmd: cmdRead, offset: 1, length: 512}, {cmd: cmdTrim, length: 513}} {
+		if got := blocks.call(r, nil); got.errno != errInval {
+			t.Errorf("%+v: %d", r, got.errno)
+		}
+	}
+}
+
+func TestErrno(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want uint32
+	}{
+		{errors.New("whatever"), errIO},
+		{syscall.EIO, errIO},
+		{fmt.Errorf("pwrite: %w", syscall.ENOSPC), errNoSpace},
+		{syscall.EDQUOT, errNoSpace},
+		{syscall.EFBIG, errNoSpace},
+		{syscall.EROFS, errPerm},
+		{syscall.EACCES, errPerm},
+		{syscall.EPERM, errPerm},
+		{syscall.ENOMEM, errNoMem},
+		{syscall.EINVAL, errInval},
+		{syscall.EOVERFLOW, errOverflow},
+		{syscall.EOPNOTSUPP, errNotSup},
+		{syscall.ESHUTDOWN, errIO},
+		{syscall.EBADF, errIO},
+		{refuse(errPerm, "no"), errPerm},
+		{fmt.Errorf("x: %w", refuse(errNotSup, "no")), errNotSup},
+	} {
+		if got := errnoOf(c.err); got != c.want {
+			t.Errorf("%v: %d, want %d", c.err, got, c.want)
+		}
+	}
+}
+
+// TestDeviceErrors: every kind of request passes the device's error on.
+func TestDeviceErrors(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want uint32
+	}{
+		{fmt.Errorf("pwrite: %w", syscall.ENOSPC), errNoSpace},
+		{fmt.Errorf("%s\xff", strings.Repeat("é", 500)), errIO},
+	} {
+		eachMode(t, func(t *testing.T, structured, stall bool) {
+			d := newRAM(t, 4<<20)
+			d.stall.Store(stall)
+			d.hook = func(string, int64, int64) error { return c.err }
+			_, path := serve(t, Options{}, Export{Device: d})
+			cl := attach(t, path, "", structured)
+			for _, r := range []request{
+				{cmd: cmdRead, length: 512}, {cmd: cmdRead, length: 1 << 20}, {cmd: cmdRead, length: 1 << 20, flags: cmdDF},
+				{cmd: cmdWrite, length: 512}, {cmd: cmdWrite, length: 1, flags: cmdFUA}, {cmd: cmdWrite, length: 2 << 20},
+				{cmd: cmdWrite, length: 2 << 20, flags: cmdFUA}, {cmd: cmdFlush}, {cmd: cmdTrim, length: 1}, {cmd: cmdTrim, length: 4 << 20},
+				{cmd: cmdZeroes, length: 4 << 20, flags: cmdFUA}, {cmd: cmdBlockStatus, length: 4 << 20}, {cmd: cmdBlockStatus, length: 512},
+			} {
+				if !structured && (r.df() || r.cmd == cmdBlockStatus) {
+					continue
+				}
+				got := cl.call(r, payloadFor(r))
+				if got.errno != c.want || len(got.text) > maxErrorText || strings.ToValidUTF8(got.text, "") != got.text {
+					t.Fatalf("%+v: error %d %q, want %d", r, got.errno, got.text, c.want)
+				}
+			}
+		})
+	}
+}
+
+func payloadFor(r request) []byte {
+	if r.cmd != cmdWrite {
+		return nil
+	}
+	return bytes.Repeat([]byte("payload"), int(r.length)/7+1)[:r.length]
+}
+
+// TestGone: nothing is answered, the connection ends.
+func TestGone(t *testing.T) {
+	for _, r := range []request{
+		{cmd: cmdRead, length: 512}, {cmd: cmdRead, length: 2 << 20}, {cmd: cmdWrite, length: 512}, {cmd: cmdWrite, length: 2 << 20},
+		{cmd: cmdWrite, length: 512, flags: cmdFUA}, {cmd: cmdFlush}, {cmd: cmdTrim, length: 512}, {cmd: cmdZeroes, length: 4 << 20},
+		{cmd: cmdBlockStatus, length: 512},
+	} {
+		for _, stall := range []bool{false, true} {
+			d := newRAM(t, 4<<20)
+			d.stall.Store(stall)
+			d.hook = func(string, int64, int64) error { return fmt.Errorf("detach: %w", ErrGone) }
+			_, path := serve(t, Options{}, Export{Device: d})
+			c := attach(t, path, "", true)
+			// The server may end the connection before it has read all.
+			_, _ = c.nc.Write(requestBytes(r, payloadFor(r)))
+			c.wantEnd()
+		}
+	}
+}
+
+func TestCalls(t *testing.T) {
+	eachMode(t, func(t *testing.T, structured, stall bool) {
+		d := newRAM(t, 8<<20)
+		d.stall.Store(stall)
+		_, path := serve(t, Options{}, Export{Device: d})
+		c := attach(t, path, "", structured)
+		for _, x := range []struct {
+			r    request
+			want []string
+		}{
+			{request{cmd: cmdWrite, offset: 3, length: 5}, []string{"write 3+5"}},
+			{request{cmd: cmdWrite, offset: 4096, length: 4096, flags: cmdFUA}, []string{"write-fua 4096+4096"}},
+			{request{cmd: cmdWrite, offset: 4096, length: 256 * kib}, []string{"write 4096+262144"}},
+			// Longer ones are cut where the next piece is aligned; FUA costs one flush.
+			{request{cmd: cmdWrite, offset: 100, length: 300 * kib}, []string{"write 100+262044", "write 262144+45156"}},
+			{request{cmd: cmdWrite, length: 300 * kib, flags: cmdFUA}, []string{"write 0+262144", "write 262144+45056", "flush 0+0"}},
+			{request{cmd: cmdFlush}, []string{"flush 0+0"}},
+			{request{cmd: cmdTrim, length: 8 << 20}, []string{"trim 0+8388608"}},
+			{request{cmd: cmdTrim, offset: 7, length: 9, flags: cmdFUA}, []string{"trim-fua 7+9"}},
+			{request{cmd: cmdZeroes, length: 8 << 20}, []string{"zero 0+8388608"}},
+			{request{cmd: cmdZeroes, length: 512, flags: cmdNoHole}, []string{"zero-nohole 0+512"}},
+			{request{cmd: cmdZeroes, length: 512, flags: cmdNoHole | cmdFUA}, []string{"zero-nohole-fua 0+512"}},
+		} {
+			c.ok(x.r, payloadFor(x.r))
+			got := d.take()
+			slices.Sort(got) // pieces beside the reader run in any order
+			slices.Sort(x.want)
+			if !reflect.DeepEqual(got, x.want) {
+				t.Errorf("%+v: %v, want %v", x.r, got, x.want)
+			}
+		}
+	})
+}
+
+// readAll collects the chunks of one read and checks that they cover it once.
+func (c *client) readAll(r request) []byte {
+	c.t.Helper()
+	cookie := c.send(r, nil)
+	data := make([]byte, r.length)
+	type span struct{ from, to int }
+	var seen []span
+	for {
+		got := c.receive(int(r.length))
+		if got.cookie != cookie || got.errno != 0 {
+			c.t.Fatalf("reply to %d, want %d: error %d", got.cookie, cookie, got.errno)
+		}
+		at := 0
+		if c.structured {
+			at = int(got.offset - r.offset)
+		}
+		copy(data[at:], got.data)
+		seen = append(seen, span{at, at + len(got.data)})
+		if got.done {
+			break
+		}
+		if r.df() {
+			c.t.Fatal("fragmented in spite of DF")
+		}
+	}
+	slices.SortFunc(seen, func(a, b span) int { return a.from - b.from })
+	end := 0
+	for _, s := range seen {
+		if s.from != end {
+			c.t.Fatalf("chunks %v", seen)
+		}
+		end = s.to
+	}
+	if end != len(data) {
+		c.t.Fatalf("chunks %v", seen)
+	}
+	return data
+}
+
+// TestRandomContent writes and reads at random, against a plain array.
+func TestRandomContent(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	eachMode(t, func(t *testing.T, structured, stall bool) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		const size = 5 << 20
+		d, want := newRAM(t, size), make([]byte, size)
+		d.history, d.calls = nil, nil
+		d.stall.Store(stall)
+		_, path := serve(t, Options{}, Export{Device: d})
+		c := attach(t, path, "", structured)
+		for i := range 200 {
+			n := 1 << rnd.IntN(22)
+			n += rnd.IntN(n)
+			off := rnd.IntN(size - n)
+			r := request{offset: uint64(off), length: uint32(n), flags: uint16(rnd.IntN(2)) * cmdFUA}
+			switch r.cmd = []command{cmdRead, cmdWrite, cmdTrim, cmdZeroes}[rnd.IntN(4)]; r.cmd {
+			case cmdRead:
+				if structured && rnd.IntN(2) == 0 {
+					r.flags |= cmdDF
+				}
+				if !bytes.Equal(c.readAll(r), want[off:off+n]) {
+					t.Fatalf("step %d: %+v", i, r)
+				}
+			case cmdWrite:
+				p := make([]byte, n)
+				p[0], p[n-1] = byte(rnd.IntN(256)), byte(rnd.IntN(256))
+				copy(want[off:], p)
+				c.ok(r, p)
+			default:
+				clear(want[off : off+n])
+				c.ok(r, nil)
+			}
+		}
+		if !bytes.Equal(d.data, want) {
+			t.Fatal("content differs at the end")
+		}
+	})
+}
+
+func TestLargestRequests(t *testing.T) {
+	for _, structured := range []bool{false, true} {
+		d := newRAM(t, MaxPayload+1)
+		d.history, d.calls = nil, nil
+		d.stall.Store(!structured)
+		_, path := serve(t, Options{MaxMemory: 1}, Export{Device: d})
+		c := attach(t, path, "", structured)
+		r := request{cmd: cmdWrite, offset: 1, length: MaxPayload, flags: cmdFUA}
+		p := payloadFor(r)
+		c.ok(r, p)
+		r.cmd = cmdRead
+		if !bytes.Equal(c.readAll(r), p) {
+			t.Fatal("content differs")
+		}
+	}
+}
+
+// TestHugeTrim: lengths of trim and zero go far beyond the payload's bound.
+func TestHugeTrim(t *testing.T) {
+	d := &hugeDevice{}
+	_, path := serve(t, Options{}, Export{Device: d})
+	c := attach(t, path, "", true)
+	c.ok(request{cmd: cmdTrim, length: 1<<32 - 1}, nil)
+	c.ok(request{cmd: cmdZeroes, offset: 1 << 60, length: 1<<32 - 1}, nil)
+	if d.trimmed != 1<<32-1 || d.zeroed != 1<<32-1 {
+		t.Fatal(d.trimmed, d.zeroed)
+	}
+	got := c.ok(request{cmd: cmdBlockStatus, length: 1<<32 - 1}, nil)
+	if want := cat(be32(1), be32(1<<32-1), be32(3)); !bytes.Equal(got.data, want) {
+		t.Fatalf("%x", got.data)
+	}
+}
+
+type hugeDevice struct {
+	Device
+	trimmed, zeroed int64
+}
+
+func (d *hugeDevice) Size() int64                             { return 1 << 61 }
+func (d *hugeDevice) Opened()                                 {}
+func (d *hugeDevice) Closed()                                 {}
+func (d *hugeDevice) WouldBlock() bool                        { return false }
+func (d *hugeDevice) Trim(_, n int64, _ bool) error           { d.trimmed = n; return nil }
+func (d *hugeDevice) WriteZeroes(_, n int64, _, _ bool) error { d.zeroed = n; return nil }
+func (d *hugeDevice) Extents(_, _ int64) ([]Extent, error) {
+	return []Extent{{1 << 40, true, true}}, nil
+}
+
+func TestBlockStatus(t *testing.T) {
+	for _, stall := range []bool{false, true} {
+		d := newRAM(t, 1<<20)
+		d.stall.Store(stall)
+		d.data[8192] = 1
+		d.data[1<<20-1] = 1
+		_, path := serve(t, Options{}, Export{Device: d})
+		c := attach(t, path, "", true)
+		hole, data := be32(3), be32(0)
+		for _, x := range []struct {
+			off   uint64
+			n     uint32
+			flags uint16
+			want  []byte
+		}{
+			{0, 1 << 20, 0, cat(be32(8192), hole, be32(4096), data, be32(1<<20-12288-4096), hole, be32(4096), data)},
+			{0, 1 << 20, cmdReqOne, cat(be32(8192), hole)},
+			{100, 8192, 0, cat(be32(8092), hole, be32(100), data)},
+			{8192, 1, 0, cat(be32(1), data)},
+		} {
+			got := c.ok(request{cmd: cmdBlockStatus, offset: x.off, length: x.n, flags: x.flags}, nil)
+			if want := cat(be32(baseAllocationID), x.want); !bytes.Equal(got.data, want) || got.kind != chunkBlockStatus {
+				t.Errorf("%+v: %x, want %x", x, got.data, want)
+			}
+		}
+	}
+}
+
+func TestMerge(t *testing.T) {
+	h, d := func(n int64) Extent { return Extent{n, true, true} }, func(n int64) Extent { return Extent{n, false, false} }
+	for _, c := range []struct {
+		in   []Extent
+		n    int64
+		want []Extent
+	}{
+		{nil, 5, []Extent{}},
+		{[]Extent{h(3), h(4), d(1)}, 100, []Extent{h(7), d(1)}},
+		{[]Extent{h(3), d(40), h(1)}, 10, []Extent{h(3), d(7)}},
+		{[]Extent{h(10), h(1)}, 10, []Extent{h(10)}},
+		{[]Extent{h(0), d(1)}, 10, []Extent{}},
+		{[]Extent{h(1), d(-1), h(5)}, 10, []Extent{h(1)}},
+		{[]Extent{{1, true, false}, {1, false, true}, h(1)}, 10, []Extent{{1, true, false}, {1, false, true}, h(1)}},
+	} {
+		if got := merge(c.in, c.n); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%v: %v, want %v", c.in, got, c.want)
+		}
+	}
+}
+
+// TestManyExtents: a reply is bounded; the client asks on.
+func TestManyExtents(t *testing.T) {
+	d := &checkered{newRAM(t, 64<<20)}
+	d.history, d.calls = nil, nil
+	_, path := serve(t, Options{}, Export{Device: d})
+	c := attach(t, path, "", true)
+	got := c.ok(request{cmd: cmdBlockStatus, length: 64 << 20}, nil)
+	if len(got.data) != 4+maxDescriptors*descriptorSize {
+		t.Fatal(len(got.data))
+	}
+}
+
+// checkered has a hole in every other block.
+type checkered struct{ *ramDevice }
+
+func (d *checkered) Extents(_, n int64) (runs []Extent, err error) {
+	for i := range n / 4096 {
+		runs = append(runs, Extent{4096, i%2 == 0, i%2 == 0})
+	}
+	return runs, nil
+}
+
+// TestOutOfOrder: a stalled flush holds up nothing else.
+func TestOutOfOrder(t *testing.T) {
+	eachMode(t, func(t *testing.T, structured, stall bool) {
+		d := newRAM(t, 1<<20)
+		d.stall.Store(stall)
+		release := make(chan struct{})
+		d.hook = func(op string, _, _ int64) error {
+			if op == "flush" || strings.HasSuffix(op, "-fua") {
+				<-release
+			}
+			return nil
+		}
+		_, path := serve(t, Options{}, Export{Device: d})
+		c := attach(t, path, "", structured)
+		waiting := map[uint64]bool{
+			c.send(request{cmd: cmdFlush}, nil): true, c.send(request{cmd: cmdWrite, flags: cmdFUA, length: 1}, []byte{1}): true,
+			c.send(request{cmd: cmdTrim, flags: cmdFUA, length: 1}, nil): true, c.send(request{cmd: cmdZeroes, flags: cmdFUA, length: 1}, nil): true,
+		}
+		for range 10 {
+			c.ok(write(512, []byte("hello"), 0))
+			c.ok(read(512, 5))
+		}
+		close(release)
+		for len(waiting) > 0 {
+			if r := c.receive(0); !waiting[r.cookie] || r.errno != 0 {
+				t.Fatalf("%+v", r)
+			} else {
+				delete(waiting, r.cookie)
+			}
+		}
+	})
+}
+
+// TestDisconnect: DISC ends the connection after what is running was answered.
+func TestDisconnect(t *testing.T) {
+	d := newRAM(t, 1<<20)
+	release := make(chan struct{})
+	d.hook = func(op string, _, _ int64) error {
+		if op == "flush" {
+			<-release
+		}
+		return nil
+	}
+	_, path := serve(t, Options{}, Export{Device: d})
+	c := attach(t, path, "", true)
+	cookie := c.send(request{cmd: cmdFlush}, nil)
+	c.ok(write(0, []byte("x"), 0))
+	w := c.send(request{cmd: cmdWrite, length: 1}, []byte("y")) // its reply is in the batch when DISC comes
+	c.send(request{cmd: cmdDisc}, nil)
+	if r := c.receive(0); r.cookie != w {
+		t.Fatalf("%+v", r)
+	}
+	if d.clients() != 1 {
+		t.Fatal("closed with a request running")
+	}
+	close(release)
+	if r := c.receive(0); r.cookie != cookie || r.errno != 0 {
+		t.Fatalf("%+v", r)
+	}
+	c.wantEnd()
+	eventually(t, "Closed", func() bool { return d.clients() == 0 })
+}
