@@ -164,10 +164,13 @@ func (w *world) commit() error {
 		w.fatal("commit returned %v, want %d", pos, want)
 	}
 	w.committed = max(w.committed, want)
+	if w.rng.IntN(8) == 0 && !w.fs.Stopped() {
+		w.compare(w.committed)
+	}
 	return nil
 }
 
-// drop gives up the partial epoch; what follows has the same LSNs and other content.
+// drop gives up the partial epoch; what follows has the same LSNs and, in another session, other content.
 func (w *world) drop() error {
 	w.note("drop above %d", w.closed)
 	if err := w.sp.DropPartial(); err != nil {
@@ -175,7 +178,7 @@ func (w *world) drop() error {
 	}
 	w.drops++
 	w.forget(w.closed)
-	w.session++
+	w.session += w.rng.Uint64N(2)
 	return nil
 }
 
