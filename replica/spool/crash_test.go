@@ -15,7 +15,7 @@ import (
 // goroutine, so the race detector, under which it is much slower, has little to
 // find here; the many seeds run without it.
 func TestCrash(t *testing.T) {
-	seeds := int64(5000)
+	seeds := int64(4000)
 	if testing.Short() || raceEnabled {
 		seeds = 200
 	}
