@@ -37,6 +37,7 @@ func (g *Group) commitHeld() error {
 	if err != nil {
 		return g.fail(fmt.Errorf("make spooled epochs durable: %w", err))
 	}
+	healed := false
 	g.mu.Lock()
 	if pos.LSN > g.durable.LSN {
 		g.durable = pos
@@ -45,11 +46,17 @@ func (g *Group) commitHeld() error {
 			g.closedNs, g.closes = g.closes[0].ns, g.closes[1:]
 		}
 		if g.syncDone != 0 && g.syncDone < pos.LSN {
+			healed = g.damaged != ""
 			g.complete, g.syncDone, g.damaged = true, 0, ""
 		}
 	}
 	g.ackLocked()
 	g.mu.Unlock()
 	g.nudge()
+	if healed {
+		if err := g.forgetDamage(); err != nil {
+			return g.fail(err)
+		}
+	}
 	return nil
 }

@@ -11,7 +11,9 @@ type Sealed struct {
 	Pos      epoch.Pos // the epoch that the images now hold
 	CloseNs  int64     // its close time at the source, ns since 1970
 	Complete bool      // false: the first sync never ended, there is nothing to boot
-	// Lost says in words why the images hold less than what was acknowledged; "" when they do not.
+	// Lost says in words why the images hold, or may hold, less than what was
+	// acknowledged, or what the last recovery found behind the last epoch; ""
+	// when there is nothing to say.
 	Lost string
 }
 
@@ -38,6 +40,9 @@ func (g *Group) Seal() (Sealed, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := Sealed{Pos: g.applied, CloseNs: g.closedNs, Complete: g.appliedC, Lost: g.recovery}
+	if g.damaged != "" {
+		s.Lost = g.damaged
+	}
 	if err != nil && g.err == nil && isDamage(err) {
 		s.Lost = fmt.Sprintf("the spool is damaged after record %d, epochs up to record %d are lost: %v", g.applied.LSN, g.durable.LSN, err)
 		m := g.mark.Load()
