@@ -171,12 +171,13 @@ func (g *Group) applyFailed(err error) error {
 		return g.fail(err)
 	}
 	g.mu.Lock()
-	sealed, ch := g.sealed, g.channel
+	sealed, applied := g.sealed, g.applied.LSN
 	g.mu.Unlock()
 	if sealed {
 		return err
 	}
-	if rerr := g.fallBack(); rerr != nil {
+	ch, rerr := g.fallBack(fmt.Sprintf("the spool was damaged, epochs after record %d are lost: %v", applied, err))
+	if rerr != nil {
 		return g.fail(rerr)
 	}
 	g.o.Event(fmt.Sprintf("spool damaged, back to the last applied epoch: %v", err))
@@ -186,23 +187,29 @@ func (g *Group) applyFailed(err error) error {
 	return err
 }
 
-// fallBack gives up what is spooled. The caller holds applying.
-func (g *Group) fallBack() error {
+// fallBack gives up what is spooled, after recording why. It returns the
+// channel that it cut off, whose link the caller drops. The caller holds applying.
+func (g *Group) fallBack(why string) (*Channel, error) {
 	g.switching.Lock()
 	defer g.switching.Unlock()
 	g.committing.Lock()
 	defer g.committing.Unlock()
+	if err := g.storeDamage(why); err != nil {
+		return nil, err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.channel = nil
+	ch := g.channel
+	g.channel, g.damaged = nil, why
 	clear(g.pending)
 	g.waiting, g.full = 0, false
 	if err := g.spool.Reset(g.applied.LSN); err != nil {
-		return fmt.Errorf("reset damaged spool: %w", err)
+		return nil, fmt.Errorf("reset damaged spool: %w", err)
 	}
 	g.durable, g.complete, g.commitAt = g.applied, g.appliedC, 0
+	g.closedNs = g.mark.Load().CloseTimeNs
 	g.expect, g.syncDone, g.closes = g.applied.LSN+1, 0, nil
-	return nil
+	return ch, nil
 }
 
 // prepare reads whole epochs from the spool up to ApplyBytes (one epoch at
@@ -251,7 +258,7 @@ func (g *Group) reserveFor(r *epoch.Record) error {
 	if !ok || r.End() > uint64(img.Size()) {
 		return fmt.Errorf("%w: record %d does not fit disk %d", spool.ErrCorrupt, r.LSN, r.Disk)
 	}
-	if r.Type != epoch.TypeWrite {
+	if r.Type == epoch.TypeTrim {
 		return nil
 	}
 	if err := img.Allocate(int64(r.Offset), int64(r.Length)); err != nil {
@@ -260,8 +267,8 @@ func (g *Group) reserveFor(r *epoch.Record) error {
 	return nil
 }
 
-// redo writes records [from, to] to the images, in order. Trims keep their
-// space until the end, so that a later write of the batch cannot run out of it.
+// redo writes records [from, to] to the images, in order. Trims keep what is
+// allocated until the end, so that a later write of the batch cannot run out of it.
 func (g *Group) redo(from, to epoch.LSN) error {
 	trims := trimSet{}
 	r := g.spool.NewReader(from)
@@ -300,10 +307,32 @@ func (g *Group) redoOne(r *epoch.Record, trims trimSet) error {
 		err = img.WriteZeroes(off, n, true)
 	case epoch.TypeTrim:
 		trims.add(r.Disk, off, off+n)
-		err = img.WriteZeroes(off, n, true)
+		err = clearData(img, off, n)
 	}
 	if err != nil {
 		return fmt.Errorf("apply %s of %d bytes at %d to disk %d: %w", r.Type, n, off, r.Disk, err)
+	}
+	return nil
+}
+
+// clearData makes a range read as zeros. What is allocated stays so and what is
+// a hole stays one: it takes no space, and gives none of what was reserved away.
+func clearData(img Image, off, n int64) error {
+	for end := off + n; off < end; {
+		start, stop, err := img.NextData(off)
+		if errors.Is(err, io.EOF) || err == nil && start >= end {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("find data: %w", err)
+		}
+		if stop = min(stop, end); stop <= off {
+			return fmt.Errorf("find data: extent [%d, %d) does not move on from %d", start, stop, off)
+		}
+		if err := img.WriteZeroes(start, stop-start, true); err != nil {
+			return err
+		}
+		off = stop
 	}
 	return nil
 }
