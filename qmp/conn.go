@@ -3,6 +3,8 @@ package qmp
 import (
 	"context"
 	"fmt"
+	"net"
+	"slices"
 	"time"
 )
 
@@ -74,6 +76,23 @@ func (l *Libvirt) QEMUUser(ctx context.Context) (uid, gid int, err error) {
 		return 0, 0, err
 	}
 	return qemuUser(caps)
+}
+
+// HasNetwork makes the function that Mapping wants: libvirt's networks, and this
+// host's interfaces and bridges, as they are now.
+func (l *Libvirt) HasNetwork(ctx context.Context) (func(name string) bool, error) {
+	names, err := await(ctx, &calls{gate: &l.gate}, "list networks", l.networks)
+	if err != nil {
+		return nil, err
+	}
+	ifs, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list network interfaces: %w", err)
+	}
+	for _, i := range ifs {
+		names = append(names, i.Name)
+	}
+	return func(n string) bool { return slices.Contains(names, n) }, nil
 }
 
 // Supervise streams what happens to VMs until ctx ends or the connection is

@@ -93,10 +93,10 @@ type jobInfo struct {
 // move puts the node to in the place of from, for all that use it.
 func (t *treatment) move(from, to string) error {
 	args := map[string]string{"job-id": healJob, "device": from, "target": to, "sync": "none"}
-	if err := execute(t.mon, "blockdev-mirror", args, nil); err != nil {
-		return err
+	err := execute(t.mon, "blockdev-mirror", args, nil)
+	if err == nil {
+		err = t.waitJob(func(j *jobInfo) bool { return j == nil || j.Ready })
 	}
-	err := t.waitJob(func(j *jobInfo) bool { return j == nil || j.Ready })
 	if err == nil {
 		err = execute(t.mon, "job-complete", map[string]string{"id": healJob}, nil)
 	}
@@ -104,7 +104,7 @@ func (t *treatment) move(from, to string) error {
 		err = t.waitJob(func(j *jobInfo) bool { return j == nil })
 	}
 	if err != nil {
-		return joinCleanup(err, execute(t.mon, "block-job-cancel", map[string]any{"device": healJob, "force": true}, nil))
+		return joinCleanup(err, t.cancelJob())
 	}
 	top, err := findNode(t.mon, t.alias)
 	if err != nil {
@@ -116,21 +116,36 @@ func (t *treatment) move(from, to string) error {
 	return nil
 }
 
+// cancelJob ends a job of move's that may be there; the disk stays where it is.
+func (t *treatment) cancelJob() error {
+	job, err := t.job()
+	if err != nil || job == nil {
+		return err
+	}
+	err = execute(t.mon, "block-job-cancel", map[string]any{"device": healJob, "force": true}, nil)
+	return errors.Join(err, t.waitJob(func(j *jobInfo) bool { return j == nil }))
+}
+
+// job is move's job; nil: it is not there.
+func (t *treatment) job() (*jobInfo, error) {
+	var jobs []jobInfo
+	if err := execute(t.mon, "query-block-jobs", nil, &jobs); err != nil {
+		return nil, err
+	}
+	for i := range jobs {
+		if jobs[i].Device == healJob {
+			return &jobs[i], nil
+		}
+	}
+	return nil, nil
+}
+
 // waitJob polls until the job is as wanted; nil means that it is gone.
 func (t *treatment) waitJob(wanted func(*jobInfo) bool) error {
 	for end := time.Now().Add(healJobTime); ; time.Sleep(20 * time.Millisecond) {
-		var jobs []jobInfo
-		if err := execute(t.mon, "query-block-jobs", nil, &jobs); err != nil {
+		job, err := t.job()
+		if err != nil || wanted(job) {
 			return err
-		}
-		var job *jobInfo
-		for i := range jobs {
-			if jobs[i].Device == healJob {
-				job = &jobs[i]
-			}
-		}
-		if wanted(job) {
-			return nil
 		}
 		if time.Now().After(end) {
 			return errors.New("blockdev-mirror: the job does not end")

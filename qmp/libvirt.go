@@ -356,6 +356,22 @@ func (l *Libvirt) capabilities() (string, error) {
 	return s, plain(err)
 }
 
+func (l *Libvirt) networks() ([]string, error) {
+	ns, err := l.conn.ListAllNetworks(0)
+	if err != nil {
+		return nil, plain(err)
+	}
+	var names []string
+	for i := range ns {
+		name, err2 := ns[i].GetName() // local
+		if err2 == nil {
+			names = append(names, name)
+		}
+		_ = ns[i].Free() // a handle
+	}
+	return names, nil
+}
+
 func (l *Libvirt) register(q *eventQueue) ([]int, error) {
 	a, err := l.conn.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
 		if ev, ok := lifecycle(e); ok {

@@ -125,6 +125,9 @@ func newTreatment(m gq.Monitor, alias, socket, export, discard string, delay tim
 // run does what is left of the six steps, or with broken, for a VM that is
 // paused on an I/O error, heals the disk if the steps fail.
 func (t *treatment) run(broken bool) error {
+	if err := t.cancelJob(); err != nil { // left by a healing that broke off
+		return err
+	}
 	if t.top != t.format.Name {
 		return t.heal()
 	}
