@@ -218,6 +218,20 @@ func TestCommitSums(t *testing.T) {
 	}
 }
 
+func TestCommitTime(t *testing.T) {
+	for _, c := range []struct {
+		sec  uint64
+		nsec uint32
+		want string
+	}{{0, 0, "1970-01-01T00:00:00Z"}, {1700000000, 5, "2023-11-14T22:13:20.000000005Z"}, {253402300799, 999999999, "9999-12-31T23:59:59.999999999Z"},
+		{253402300800, 0, "0001-01-01T00:00:00Z"}, {1 << 63, 0, "0001-01-01T00:00:00Z"}, {5, 1e9, "0001-01-01T00:00:00Z"}} {
+		b, err := CommitBlock{Sec: c.sec, Nsec: c.nsec}.Time().MarshalText()
+		if err != nil || string(b) != c.want {
+			t.Errorf("%d.%d: %s, %v", c.sec, c.nsec, b, err)
+		}
+	}
+}
+
 func TestSuperblock(t *testing.T) {
 	for _, f := range append(formats(), FastCommit|SumV3, AsyncCommit|SumV3) {
 		b := jtest.New(f, 4096, 4096, 17, 9)

@@ -23,8 +23,17 @@ type CommitBlock struct {
 	V1Type, V1Size uint8
 }
 
-// Time is the commit time.
-func (c CommitBlock) Time() time.Time { return time.Unix(int64(c.Sec), int64(c.Nsec)) }
+// maxSec is the end of the year 9999: times beyond it cannot be written as JSON.
+const maxSec = 253402300799
+
+// Time is the commit time in UTC, or the zero time if the block holds no
+// possible one (debugfs of e2fsprogs writes such blocks).
+func (c CommitBlock) Time() time.Time {
+	if c.Sec > maxSec || c.Nsec >= 1e9 {
+		return time.Time{}
+	}
+	return time.Unix(int64(c.Sec), int64(c.Nsec)).UTC()
+}
 
 // SumState says what is known of a commit by its checksums.
 type SumState uint8

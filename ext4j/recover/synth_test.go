@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 
@@ -41,11 +42,14 @@ var freshImages sync.Map
 // fresh is a new file system of 8 MiB with 1 KiB blocks.
 func fresh(t testing.TB, args ...string) []byte {
 	t.Helper()
+	if !slices.Contains(args, "-t") {
+		args = append([]string{"-t", "ext4"}, args...)
+	}
 	key := fmt.Sprint(args)
 	if img, ok := freshImages.Load(key); ok {
 		return bytes.Clone(img.([]byte))
 	}
-	path := format(t, 8, append([]string{"-t", "ext4", "-b", "1024", "-U", "11223344-5566-7788-99aa-bbccddeeff00"}, args...)...)
+	path := format(t, 8, append([]string{"-b", "1024", "-U", "11223344-5566-7788-99aa-bbccddeeff00"}, args...)...)
 	img := rawAt(t, path, 0, 8<<20)
 	freshImages.Store(key, img)
 	return bytes.Clone(img)
