@@ -61,6 +61,7 @@ func (s AttachSpec) check() error {
 type worker struct {
 	d     domain
 	calls *calls
+	locks *locks
 	poll  time.Duration // how often a job is looked at
 }
 
@@ -98,7 +99,7 @@ func (w *worker) attach(ctx context.Context, s AttachSpec, progress Progress) er
 	m := mirror{
 		target: s.Target, before: s.BeforePivot,
 		start: func() error {
-			return w.d.blockCopy(s.Target, nbdTarget(s.Target, s.Socket, s.Export), true, s.Bandwidth)
+			return w.d.blockCopy(s.Target, nbdTarget(s.Target, s.Socket, s.Export, s.ReconnectDelay), true, s.Bandwidth)
 		},
 		moved: func(d Disk) bool { return d.Socket == s.Socket },
 	}
@@ -131,7 +132,9 @@ func (w *worker) checkLive(ctx context.Context, s AttachSpec) (was string, err e
 		return "", err
 	}
 	_, was, _, err = w.definition(ctx, true, s.Target)
-	if err != nil {
+	if errors.Is(err, ErrNoDisk) {
+		return "", advise(ErrUnsuited, "disk %s was plugged into the running %s only and would be gone at its next start: add it to the stored definition, too (virsh attach-device --config)", s.Target, s.VM)
+	} else if err != nil {
 		return "", err
 	}
 	return was, w.sameSize(ctx, s)
@@ -184,6 +187,11 @@ func (w *worker) sameSize(ctx context.Context, s AttachSpec) error {
 // redefine changes the stored definition.
 func (w *worker) redefine(ctx context.Context, edit func(string) (string, error)) error {
 	what := "change the definition of " + w.d.name()
+	unlock, err := w.locks.lock(ctx, w.d.name())
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	doc, err := await(ctx, w.calls, what, func() (string, error) { return w.d.xml(true) })
 	if err != nil {
 		return err
@@ -240,6 +248,9 @@ func (w *worker) treat(ctx context.Context, target, socket, export string, delay
 	if d.alias == "" {
 		return advise(ErrNotRunning, "%s is not running: its disks are treated when it starts", w.d.name())
 	}
+	if honoured(x) {
+		return nil
+	}
 	discard := "unmap" // a trim that is not passed on is space kept and shipped for nothing
 	if d.discard == "ignore" {
 		discard = d.discard
@@ -259,6 +270,12 @@ func (w *worker) treat(ctx context.Context, target, socket, export string, delay
 		return fmt.Errorf("%w: %w: treat it again", ErrUntreated, err)
 	}
 	return nil
+}
+
+// honoured reports that libvirt itself has given the node the delay: a libvirt
+// that knows <reconnect> keeps it in the live definition; libvirt 9.0 drops it.
+func honoured(x *libvirtxml.DomainDisk) bool {
+	return x.Source != nil && x.Source.Network != nil && x.Source.Network.Reconnect != nil && x.Source.Network.Reconnect.Delay != ""
 }
 
 // isNotReady: libvirt's answer to a pivot that comes before QEMU's job is ready.

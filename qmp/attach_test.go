@@ -13,7 +13,7 @@ import (
 )
 
 func testWorker(d *fakeDomain) *worker {
-	return &worker{d: d, calls: &calls{gate: &gate{}}, poll: 250 * time.Millisecond}
+	return &worker{d: d, calls: &calls{gate: &gate{}}, locks: &locks{}, poll: 250 * time.Millisecond}
 }
 
 func testSpec() AttachSpec {
@@ -169,6 +169,27 @@ func TestAttachAfterPivot(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+func TestLibvirtThatKnowsReconnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newFakeDomain(StateRunning)
+		d.modern = true
+		if err := testWorker(d).attach(t.Context(), testSpec(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if len(d.q.commands) > 0 {
+			t.Fatalf("libvirt's work was done again: %v", d.q.commands)
+		}
+	})
+}
+
+func TestHotpluggedDisk(t *testing.T) {
+	d := newFakeDomain(StateRunning)
+	d.stored = strings.Replace(d.stored, "vdb", "vdc", 1)
+	if err := testWorker(d).attach(t.Context(), testSpec(), nil); !errors.Is(err, ErrUnsuited) || d.job != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestAttachOffline(t *testing.T) {

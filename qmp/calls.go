@@ -100,28 +100,28 @@ func (c *calls) finish(f func()) {
 	}()
 }
 
-// vmLocks serialises work on each VM.
-type vmLocks struct {
-	mu    sync.Mutex
-	locks map[string]chan struct{}
+// locks are named locks. See the package comment for their names and order.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
 }
 
 // lock waits for its turn; the caller calls unlock when done.
-func (l *vmLocks) lock(ctx context.Context, vm string) (unlock func(), err error) {
+func (l *locks) lock(ctx context.Context, name string) (unlock func(), err error) {
 	l.mu.Lock()
-	if l.locks == nil {
-		l.locks = map[string]chan struct{}{}
+	if l.held == nil {
+		l.held = map[string]chan struct{}{}
 	}
-	c := l.locks[vm]
+	c := l.held[name]
 	if c == nil {
 		c = make(chan struct{}, 1)
-		l.locks[vm] = c
+		l.held[name] = c
 	}
 	l.mu.Unlock()
 	select {
 	case c <- struct{}{}:
 		return func() { <-c }, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for other work on %s: %w", vm, ctx.Err())
+		return nil, fmt.Errorf("wait for other work on %s: %w", name, ctx.Err())
 	}
 }

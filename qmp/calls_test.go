@@ -47,7 +47,7 @@ func TestAwaitGivesUpButFinishWaits(t *testing.T) {
 
 func TestLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l vmLocks
+		var l locks
 		unlock, err := l.lock(t.Context(), "a")
 		if err != nil {
 			t.Fatal(err)

@@ -35,18 +35,18 @@ func (l *Libvirt) Alive() bool {
 // Lost is closed when the connection is lost or closed.
 func (l *Libvirt) Lost() <-chan struct{} { return l.lost }
 
-// on finds a VM and does one piece of work on it. With change it waits for its
-// turn, and no other change runs meanwhile.
-func (l *Libvirt) on(ctx context.Context, vm string, change bool, f func(*worker) error) error {
+// on finds a VM and does one piece of work on it. The lock, unless it is empty,
+// is held until the last call of the work has ended, given up or not.
+func (l *Libvirt) on(ctx context.Context, vm, lock string, f func(*worker) error) error {
 	if err := l.gate.enter(); err != nil {
 		return fmt.Errorf("%s: %w", vm, err)
 	}
 	defer l.gate.wg.Done()
 	c := &calls{gate: &l.gate}
 	unlock := func() {}
-	if change {
+	if lock != "" {
 		var err error
-		if unlock, err = l.locks.lock(ctx, vm); err != nil {
+		if unlock, err = l.locks.lock(ctx, lock); err != nil {
 			return err
 		}
 	}
@@ -59,8 +59,16 @@ func (l *Libvirt) on(ctx context.Context, vm string, change bool, f func(*worker
 		d.free()
 		unlock()
 	})
-	return f(&worker{d: d, calls: c, poll: 250 * time.Millisecond})
+	return f(&worker{d: d, calls: c, locks: &l.locks, poll: 250 * time.Millisecond})
 }
+
+// onDisk is on with the disk's lock.
+func (l *Libvirt) onDisk(ctx context.Context, vm, target string, f func(*worker) error) error {
+	return l.on(ctx, vm, diskLock(vm, target), f)
+}
+
+// diskLock names a disk's lock; no VM's name has a slash.
+func diskLock(vm, target string) string { return vm + "/" + target }
 
 // VM is a VM libvirt knows.
 type VM struct {

@@ -15,9 +15,10 @@
 //
 //   - Until the pivot, an error leaves the VM as it was: the job is cancelled and
 //     its nodes are gone. After it the VM runs from the export, whatever else fails.
-//   - Work on one VM is serialised: Libvirt.locks, taken once by each exported
-//     method that changes a VM, held across calls to libvirt. No other lock is taken under it
-//     but Libvirt.mu, which is never held across a call.
+//   - Work on one disk is serialised by the lock "VM/TARGET", held across calls to
+//     libvirt and for as long as a copy takes; changes of one VM's definition by the lock
+//     "VM", held for a read and a write of it. Order: disk, then VM. Libvirt.mu and
+//     the other mutexes are taken last and never held across a call.
 //   - An edit of a VM's definition replaces its <disk> element and kagami's own
 //     metadata, and no other byte.
 package qmp

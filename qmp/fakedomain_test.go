@@ -30,6 +30,7 @@ type fakeDomain struct {
 	late    int    // pivots that come too early
 	after   func() // called when a pivot was made but is to be reported as failed
 	freed   bool
+	modern  bool // libvirt knows <reconnect>
 }
 
 type fakeCopy struct {
@@ -155,6 +156,9 @@ func (d *fakeDomain) moveTo(doc, target string, src *libvirtxml.DomainDiskSource
 		panic(err)
 	}
 	x.Source = src
+	if x.Source.Network != nil && !d.modern {
+		x.Source.Network.Reconnect = nil // as libvirt 9.0 does
+	}
 	x.Driver.Type = "raw"
 	e, err := marshalDisk(x)
 	if err != nil {

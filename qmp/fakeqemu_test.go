@@ -32,8 +32,8 @@ type fakeNode struct {
 }
 
 type fakeJob struct {
-	from, to string
-	ready    bool
+	id, from, to string
+	ready        bool
 }
 
 var errLost = errors.New("the answer was lost")
@@ -101,7 +101,7 @@ func (q *fakeQEMU) do(name string, args json.RawMessage) (any, error) {
 	case "query-block-jobs":
 		jobs := []any{}
 		if q.job != nil {
-			jobs = append(jobs, map[string]any{"device": healJob, "ready": q.job.ready})
+			jobs = append(jobs, map[string]any{"device": q.job.id, "ready": q.job.ready})
 			q.job.ready = true
 		}
 		return jobs, nil
@@ -214,14 +214,17 @@ func (q *fakeQEMU) reopen(args json.RawMessage) error {
 }
 
 func (q *fakeQEMU) mirror(args json.RawMessage) error {
-	var a struct{ Device, Target, Sync string }
+	var a struct {
+		Device, Target, Sync string
+		ID                   string `json:"job-id"`
+	}
 	if err := json.Unmarshal(args, &a); err != nil {
 		return err
 	}
 	if q.job != nil || q.nodes[a.Device] == nil || q.nodes[a.Target] == nil || q.inUse(a.Target) || a.Sync != "none" {
 		return errors.New("mirror refused")
 	}
-	q.job = &fakeJob{from: a.Device, to: a.Target}
+	q.job = &fakeJob{id: a.ID, from: a.Device, to: a.Target}
 	return nil
 }
 

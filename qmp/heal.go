@@ -23,10 +23,11 @@ import (
 // As with the treatment, the state is read from QEMU: the device is on
 // libvirt's format node before step 2 and after step 5, on the temporary one between.
 
-const (
-	healJob     = "kagami-heal"
-	healJobTime = 30 * time.Second
-)
+// healJobTime is how long a mirror of nothing may take.
+const healJobTime = 30 * time.Second
+
+// healJob is the id of a disk's mirror.
+func (t *treatment) healJob() string { return t.temp + "-heal" }
 
 // rawUpper is the temporary raw node of a healing.
 func (t *treatment) rawUpper() string { return t.temp + "-raw" }
@@ -92,13 +93,13 @@ type jobInfo struct {
 
 // move puts the node to in the place of from, for all that use it.
 func (t *treatment) move(from, to string) error {
-	args := map[string]string{"job-id": healJob, "device": from, "target": to, "sync": "none"}
+	args := map[string]string{"job-id": t.healJob(), "device": from, "target": to, "sync": "none"}
 	err := execute(t.mon, "blockdev-mirror", args, nil)
 	if err == nil {
 		err = t.waitJob(func(j *jobInfo) bool { return j == nil || j.Ready })
 	}
 	if err == nil {
-		err = execute(t.mon, "job-complete", map[string]string{"id": healJob}, nil)
+		err = execute(t.mon, "job-complete", map[string]string{"id": t.healJob()}, nil)
 	}
 	if err == nil {
 		err = t.waitJob(func(j *jobInfo) bool { return j == nil })
@@ -122,7 +123,7 @@ func (t *treatment) cancelJob() error {
 	if err != nil || job == nil {
 		return err
 	}
-	err = execute(t.mon, "block-job-cancel", map[string]any{"device": healJob, "force": true}, nil)
+	err = execute(t.mon, "block-job-cancel", map[string]any{"device": t.healJob(), "force": true}, nil)
 	return errors.Join(err, t.waitJob(func(j *jobInfo) bool { return j == nil }))
 }
 
@@ -133,7 +134,7 @@ func (t *treatment) job() (*jobInfo, error) {
 		return nil, err
 	}
 	for i := range jobs {
-		if jobs[i].Device == healJob {
+		if jobs[i].Device == t.healJob() {
 			return &jobs[i], nil
 		}
 	}

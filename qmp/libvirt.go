@@ -47,7 +47,7 @@ var eventLoop = sync.OnceValue(func() error {
 type Libvirt struct {
 	conn  *libvirt.Connect
 	gate  gate
-	locks vmLocks
+	locks locks
 	lost  chan struct{}
 
 	mu     sync.Mutex

@@ -204,9 +204,10 @@ func copyTarget(target, kind, driver, source string) string {
 	return fmt.Sprintf("<disk type='%s' device='disk'><driver name='qemu' %s/>%s<target dev='%s'/></disk>", kind, driver, source, escape(target))
 }
 
-func nbdTarget(target, socket, export string) string {
+func nbdTarget(target, socket, export string, delay time.Duration) string {
 	return copyTarget(target, "network", "type='raw' cache='none' discard='unmap'",
-		fmt.Sprintf("<source protocol='nbd' name='%s'><host transport='unix' socket='%s'/></source>", escape(export), escape(socket)))
+		fmt.Sprintf("<source protocol='nbd' name='%s'><host transport='unix' socket='%s'/><reconnect delay='%d'/></source>",
+			escape(export), escape(socket), int64(delay/time.Second)))
 }
 
 func fileTarget(target, file, format string) string {

@@ -13,7 +13,7 @@ import (
 // Disks lists the disks of a VM: of the running one if it runs, else of the
 // stored definition. Errors: ErrNoDomain.
 func (l *Libvirt) Disks(ctx context.Context, vm string) (ds []Disk, err error) {
-	err = l.on(ctx, vm, false, func(w *worker) error {
+	err = l.on(ctx, vm, "", func(w *worker) error {
 		ds, err = w.disks(ctx)
 		return err
 	})
@@ -48,7 +48,7 @@ func (w *worker) disks(ctx context.Context) ([]Disk, error) {
 
 // DomainXML is the stored definition, with secrets: what the next start would use.
 func (l *Libvirt) DomainXML(ctx context.Context, vm string) (doc string, err error) {
-	err = l.on(ctx, vm, false, func(w *worker) error {
+	err = l.on(ctx, vm, "", func(w *worker) error {
 		doc, err = await(ctx, w.calls, "read the definition of "+vm, func() (string, error) { return w.d.xml(true) })
 		return err
 	})
@@ -57,7 +57,7 @@ func (l *Libvirt) DomainXML(ctx context.Context, vm string) (doc string, err err
 
 // State is what a VM is doing. Errors: ErrNoDomain.
 func (l *Libvirt) State(ctx context.Context, vm string) (s State, err error) {
-	err = l.on(ctx, vm, false, func(w *worker) error {
+	err = l.on(ctx, vm, "", func(w *worker) error {
 		s, err = await(ctx, w.calls, "ask for the state of "+vm, w.d.state)
 		return err
 	})
@@ -74,7 +74,7 @@ func (l *Libvirt) Attach(ctx context.Context, s AttachSpec, progress Progress) e
 	if err := s.check(); err != nil {
 		return err
 	}
-	return l.on(ctx, s.VM, true, func(w *worker) error { return w.attach(ctx, s, progress) })
+	return l.onDisk(ctx, s.VM, s.Target, func(w *worker) error { return w.attach(ctx, s, progress) })
 }
 
 // AttachOffline changes the stored definition of a VM that does not run. The
@@ -83,13 +83,13 @@ func (l *Libvirt) AttachOffline(ctx context.Context, s AttachSpec) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	return l.on(ctx, s.VM, true, func(w *worker) error { return w.attachOffline(ctx, s) })
+	return l.onDisk(ctx, s.VM, s.Target, func(w *worker) error { return w.attachOffline(ctx, s) })
 }
 
 // Treat gives an attached disk of a running VM the reconnect treatment. Doing so twice
 // is harmless. The export must be served: QEMU stands still while it connects.
 func (l *Libvirt) Treat(ctx context.Context, vm, target, socket, export string, delay time.Duration) error {
-	return l.on(ctx, vm, true, func(w *worker) error { return w.treat(ctx, target, socket, export, delay) })
+	return l.onDisk(ctx, vm, target, func(w *worker) error { return w.treat(ctx, target, socket, export, delay) })
 }
 
 // Detach copies a disk of a running VM to a new file and makes the VM use it,
@@ -98,7 +98,7 @@ func (l *Libvirt) Detach(ctx context.Context, s DetachSpec, progress Progress) e
 	if err := s.check(); err != nil {
 		return err
 	}
-	return l.on(ctx, s.VM, true, func(w *worker) error { return w.detach(ctx, s, progress) })
+	return l.onDisk(ctx, s.VM, s.Target, func(w *worker) error { return w.detach(ctx, s, progress) })
 }
 
 // DetachOffline changes the stored definition of a VM that does not run. The
@@ -107,13 +107,13 @@ func (l *Libvirt) DetachOffline(ctx context.Context, s DetachSpec) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	return l.on(ctx, s.VM, true, func(w *worker) error { return w.detachOffline(ctx, s) })
+	return l.onDisk(ctx, s.VM, s.Target, func(w *worker) error { return w.detachOffline(ctx, s) })
 }
 
 // CancelCopy ends a copy of a disk to the socket that an earlier life of the
 // daemon left running; without one it does nothing.
 func (l *Libvirt) CancelCopy(ctx context.Context, vm, target, socket string) error {
-	return l.on(ctx, vm, true, func(w *worker) error {
+	return l.onDisk(ctx, vm, target, func(w *worker) error {
 		_, _, x, err := w.definition(ctx, false, target)
 		if err != nil || x.Mirror == nil || x.Mirror.Source == nil {
 			return err
@@ -135,12 +135,12 @@ type Served struct {
 // Start starts a VM paused, treats its disks and lets it run. If a disk cannot
 // be treated the VM, which has not run, is stopped again.
 func (l *Libvirt) Start(ctx context.Context, vm string, disks ...Served) error {
-	return l.on(ctx, vm, true, func(w *worker) error {
+	return l.on(ctx, vm, "", func(w *worker) error {
 		if err := awaitErr(ctx, w.calls, "start "+vm, w.d.startPaused); err != nil {
 			return err
 		}
 		for _, d := range disks {
-			if err := w.treat(ctx, d.Target, d.Socket, d.Export, d.ReconnectDelay); err != nil {
+			if err := w.treatLocked(ctx, d); err != nil {
 				stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), jobEnd)
 				defer cancel()
 				return joinCleanup(fmt.Errorf("start %s: %w", vm, err), awaitErr(stop, w.calls, "stop "+vm, w.d.destroy))
@@ -148,6 +148,17 @@ func (l *Libvirt) Start(ctx context.Context, vm string, disks ...Served) error {
 		}
 		return awaitErr(ctx, w.calls, "let "+vm+" run", w.d.resume)
 	})
+}
+
+// treatLocked is treat of a disk whose lock is not held. The daemon may be
+// treating the same disk because of libvirt's event.
+func (w *worker) treatLocked(ctx context.Context, d Served) error {
+	unlock, err := w.locks.lock(ctx, diskLock(w.d.name(), d.Target))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return w.treat(ctx, d.Target, d.Socket, d.Export, d.ReconnectDelay)
 }
 
 // Resume lets a paused VM run; requests that failed are made again.
@@ -175,16 +186,17 @@ func (l *Libvirt) Thaw(ctx context.Context, vm string) error {
 	return l.do(ctx, vm, "thaw the file systems of", (domain).thaw)
 }
 
-// do makes one call that changes a VM.
+// do makes one call. It takes no lock: a VM must be resumed or stopped while a
+// disk of it is copied, too.
 func (l *Libvirt) do(ctx context.Context, vm, what string, f func(domain) error) error {
-	return l.on(ctx, vm, true, func(w *worker) error {
+	return l.on(ctx, vm, "", func(w *worker) error {
 		return awaitErr(ctx, w.calls, what+" "+vm, func() error { return f(w.d) })
 	})
 }
 
 // WithMonitor runs f with the QEMU monitor of a VM, which must not be used afterwards.
 func (l *Libvirt) WithMonitor(ctx context.Context, vm string, f func(*Monitor) error) error {
-	return l.on(ctx, vm, false, func(w *worker) error {
+	return l.on(ctx, vm, "", func(w *worker) error {
 		d, ok := w.d.(*libvirtDomain)
 		if !ok {
 			return errors.New("no monitor")

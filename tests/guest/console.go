@@ -76,7 +76,7 @@ func dialOnce(ctx context.Context, path string) (*Console, error) {
 		case <-c.done:
 			c.Close()
 			return nil, err
-		default:
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 	c.Close()

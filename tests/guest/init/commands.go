@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,8 @@ import (
 
 // guest is the state commands share.
 type guest struct {
-	acks io.Writer
+	acks    io.Writer
+	leaving atomic.Bool // on its way down: no command is taken any more
 
 	mu     sync.Mutex
 	writer *workload.Writer
@@ -69,6 +71,9 @@ func (a args) num(key string, def uint64) (uint64, error) {
 func (g *guest) run(words []string, out func(string)) error {
 	if len(words) == 0 {
 		return errors.New("no command")
+	}
+	if g.leaving.Load() {
+		return errors.New("the guest is on its way down")
 	}
 	c, ok := commands()[words[0]]
 	if !ok {

@@ -18,6 +18,7 @@ func stop(g *guest, _ args, _ func(string)) error { return g.down(unix.LINUX_REB
 func restart(g *guest, _ args, _ func(string)) error { return g.down(unix.LINUX_REBOOT_CMD_RESTART) }
 
 func (g *guest) down(cmd int) error {
+	g.leaving.Store(true)
 	if w := g.takeWriter(); w != nil {
 		w.Stop()
 	}
