@@ -3,6 +3,7 @@ package replica
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -156,6 +157,12 @@ func (s *site) acked() wire.Ack {
 		return wire.Ack{}
 	}
 	return s.acks[len(s.acks)-1]
+}
+
+func (s *site) allAcks() []wire.Ack {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.acks)
 }
 
 // stream makes records of one session.
