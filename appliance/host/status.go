@@ -75,7 +75,9 @@ func (p syncProgress) control() *control.Sync {
 // status adds what a serving group knows.
 func (s *source) status(st *control.Group) {
 	e := s.eng.Stats()
-	st.LSN = control.LSN{Assigned: uint64(e.Next - 1), Durable: uint64(e.Ack)}
+	if e.Next > 0 { // a session has begun
+		st.LSN = control.LSN{Assigned: uint64(e.Next - 1), Durable: uint64(e.Ack)}
+	}
 	st.QueueBytes, st.QueueLimit, st.Flushes = e.QueueBytes, s.limits.QueueBytes, e.UnackedFlushes
 	st.Written, st.Resynced, st.RPOSeconds = e.WrittenBytes, e.ResyncBytes, e.Lag.Seconds()
 	for i := range st.Disks {
