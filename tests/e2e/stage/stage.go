@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"kagami/tests/lab"
@@ -22,6 +23,9 @@ type Options struct {
 	Libvirt bool          // give each site a libvirt
 	// Extra is appended to each site's config file (YAML), by site name.
 	Extra map[string]string
+	// Disk gives a site a file system of its own of so many bytes, by site
+	// name, so that PowerLoss can lose what its host never wrote out.
+	Disk map[string]int64
 }
 
 // Stage is two sites and the line between them.
@@ -119,6 +123,7 @@ type Site struct {
 	daemon *exec.Cmd
 	ended  chan error
 	log    *os.File
+	disk   string // image of the site's own file system; "" without one
 }
 
 func (s *Site) path(names ...string) string {
@@ -135,10 +140,14 @@ func (s *Site) StateDir() string { return s.path("state") }
 func (s *Site) Socket(group, disk string) string { return s.path("run", group+"-"+disk+".sock") }
 
 func (s *Site) build(ctx context.Context) error {
-	for _, d := range []string{s.path(), s.path("run")} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(s.path(), 0o755); err != nil {
+		return err
+	}
+	if err := s.makeDisk(ctx); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.path("run"), 0o755); err != nil {
+		return err
 	}
 	if s.stage.o.Libvirt {
 		var err error
@@ -210,7 +219,7 @@ func (s *Site) awaitReady(ctx context.Context) error {
 }
 
 // LogPath is the daemon's log.
-func (s *Site) LogPath() string { return s.path("daemon.log") }
+func (s *Site) LogPath() string { return s.path() + ".log" }
 
 func (s *Site) tail() string {
 	b, err := os.ReadFile(s.LogPath())
@@ -220,11 +229,11 @@ func (s *Site) tail() string {
 	return string(b[max(0, len(b)-4000):])
 }
 
-// Kill ends the daemon as a power failure of its host would: SIGKILL.
+// Kill ends the daemon by SIGKILL. What it wrote to files stays; see PowerLoss.
 func (s *Site) Kill() error { return s.end(os.Kill) }
 
 // Stop ends the daemon cleanly.
-func (s *Site) Stop() error { return s.end(os.Interrupt) }
+func (s *Site) Stop() error { return s.end(syscall.SIGTERM) }
 
 func (s *Site) end(sig os.Signal) error {
 	if s.daemon == nil {
@@ -255,6 +264,7 @@ func (s *Site) close() error {
 	if s.Lab != nil {
 		errs = append(errs, s.Lab.Stop())
 	}
+	errs = append(errs, s.unmount())
 	return errors.Join(errs...)
 }
 
@@ -274,7 +284,7 @@ func (s *Site) run(ctx context.Context, args ...string) (string, error) {
 // Command is a kagami command at this site, ready to be started.
 func (s *Site) Command(ctx context.Context, args ...string) *exec.Cmd {
 	if args[0] != "pki" && args[0] != "config" {
-		args = append(args, "--socket", s.path("run", "control.sock"))
+		args = append(args, "--socket", s.Control())
 	}
 	return exec.CommandContext(ctx, s.stage.o.Kagami, args...)
 }
