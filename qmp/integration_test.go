@@ -16,9 +16,7 @@ import (
 
 // The story of one VM on a real libvirt and QEMU. The steps follow one another.
 func TestVM(t *testing.T) {
-	if testing.Short() {
-		t.Skip("-short: no guests")
-	}
+	notShort(t)
 	r := newRig(t)
 	s := r.serve("a", diskSize)
 	for _, step := range []struct {

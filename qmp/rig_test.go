@@ -125,6 +125,16 @@ func (r *rig) event(kind EventKind) Event {
 	}
 }
 
+// notShort skips what needs libvirt under -short, which is not for CI.
+func notShort(t *testing.T) {
+	t.Helper()
+	if testing.Short() && os.Getenv("CI") == "true" {
+		t.Fatal("-short leaves out what needs libvirt")
+	} else if testing.Short() {
+		t.Skip("-short: nothing that needs libvirt")
+	}
+}
+
 func needServer(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("nbdkit"); err == nil {
@@ -360,4 +370,3 @@ func (r *rig) virsh(args ...string) {
 		r.t.Fatalf("virsh %v: %v: %s", args, err, out)
 	}
 }
-

@@ -18,9 +18,7 @@ const rootSize = 192 << 20
 // A VM that boots from a disk of its own, and has a second one: both are
 // attached at once while the writer runs on the root, and the guest reboots.
 func TestRootDisk(t *testing.T) {
-	if testing.Short() {
-		t.Skip("-short: no guests")
-	}
+	notShort(t)
 	r := newLab(t)
 	r.disk = filepath.Join(r.dir, "root.raw")
 	data := filepath.Join(r.dir, "data.raw")
@@ -81,9 +79,7 @@ func TestRootDisk(t *testing.T) {
 
 // libvirt takes what MapDomain makes.
 func TestGoldensAreTakenByLibvirt(t *testing.T) {
-	if testing.Short() {
-		t.Skip("-short: no libvirt")
-	}
+	notShort(t)
 	l := lab.ForTest(t, lab.Options{})
 	c, err := Connect(t.Context(), l.URI)
 	if err != nil {
