@@ -101,8 +101,21 @@ func (a *acceptor) groupFor(p replica.Peer, req wire.AttachRequest) (*group, err
 	return g, nil
 }
 
+// roomFor checks that images and spool of a new replica have space, should
+// the images be written full.
+func (d *Daemon) roomFor(m wire.Manifest) error {
+	need := d.limits(m.Name).SpoolBytes
+	for _, disk := range m.Disks {
+		need += disk.Size
+	}
+	return images.CheckSpace(d.fs, d.cfg.StateDir, need)
+}
+
 // newReplica makes and starts a group; the caller holds Daemon.mu.
 func (d *Daemon) newReplica(m wire.Manifest, site string) (*group, error) {
+	if err := d.roomFor(m); err != nil {
+		return nil, wire.Errorf(wire.CodeNoSpace, "no space for images and spool at site %s: %v", d.cfg.Site, err)
+	}
 	g, err := d.makeReplica(m, site)
 	if err != nil {
 		return nil, wire.Errorf(wire.CodeFailed, "site %s cannot make the replica: %v", d.cfg.Site, err)
@@ -276,11 +289,7 @@ func (a *acceptor) check(p replica.Peer, req wire.CheckRequest) (wire.CheckRespo
 	if !p.May(m.Name) {
 		return resp, denied(p, m.Name)
 	}
-	need := a.d.limits(m.Name).SpoolBytes
-	for _, d := range m.Disks {
-		need += d.Size
-	}
-	if err := images.CheckSpace(a.d.fs, a.d.cfg.StateDir, need); err != nil {
+	if err := a.d.roomFor(m); err != nil {
 		resp.Problems = append(resp.Problems, fmt.Sprintf("no space for images and spool at site %s: %v", a.d.cfg.Site, err))
 	}
 	if g := a.d.find(m.Name); g != nil && g.snapshot().ID != m.ID {
