@@ -99,16 +99,30 @@ func (s *Session) next(c *conn) (*Binding, []epoch.Record) {
 	}
 }
 
+// urgentRun is how many turns in a row groups with a waiting FLUSH may take
+// while others have something to send too.
+const urgentRun = 4
+
 func (s *Session) takeLocked() (*Binding, []epoch.Record) {
 	turn := -1
 	for i, b := range s.bindings {
 		some, urgent := b.src.Unsent()
-		if some && urgent {
+		if !some {
+			continue
+		}
+		if turn < 0 {
+			turn = i
+		}
+		if urgent && s.urgent < urgentRun {
 			turn = i
 			break
 		}
-		if some && turn < 0 {
-			turn = i
+	}
+	if turn >= 0 {
+		if _, urgent := s.bindings[turn].src.Unsent(); urgent && s.urgent < urgentRun {
+			s.urgent++
+		} else {
+			s.urgent = 0
 		}
 	}
 	if turn < 0 {

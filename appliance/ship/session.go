@@ -32,6 +32,7 @@ type Session struct {
 	calls    map[uint64]chan wire.Response
 	nextCall uint64
 	bindings []*Binding // in turn
+	urgent   int        // turns in a row that groups with a waiting FLUSH took
 	up       int        // data connections up
 	rtt      time.Duration
 	inflight int64
