@@ -324,6 +324,30 @@ func stepHeal(r *rig, s *server) {
 	r.isAttached(s)
 }
 
+// mapReplica makes the replica's definition: another name, its files in dir.
+func (r *rig) mapReplica(s *server, dir, doc string) (Mapping, string) {
+	r.t.Helper()
+	has, err := r.l.HasNetwork(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	exists := func(p string) bool {
+		_, err := os.Stat(p)
+		return err == nil
+	}
+	m := Mapping{
+		Name: r.vm + "-dr", UUID: "derive", MAC: "derive", Site: "dr", Exists: exists, HasNetwork: has,
+		Disks: map[string]DiskMap{"vda": {Socket: s.socket, Export: "g1-vda", ReconnectDelay: delay}},
+		Paths: []Rename{{r.dir + "/" + guest.ConsoleFile, dir + "/" + guest.ConsoleFile}, {r.dir + "/" + guest.AckFile, dir + "/" + guest.AckFile},
+			{r.dir + "/" + guest.ControlSock, dir + "/" + guest.ControlSock}},
+	}
+	replica, problems, err := MapDomain(doc, m)
+	if err != nil || len(problems) > 0 {
+		r.t.Fatal(problems, err)
+	}
+	return m, replica
+}
+
 // stepReplica: the source's QEMU is killed, and a replica of another name runs from its disk.
 func stepReplica(r *rig, s *server) {
 	pid, err := r.lab.GuestPID(r.vm)
@@ -344,24 +368,7 @@ func stepReplica(r *rig, s *server) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	has, err := r.l.HasNetwork(r.t.Context())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	exists := func(p string) bool {
-		_, err := os.Stat(p)
-		return err == nil
-	}
-	m := Mapping{
-		Name: r.vm + "-dr", UUID: "derive", MAC: "derive", Site: "dr", Exists: exists, HasNetwork: has,
-		Disks: map[string]DiskMap{"vda": {Socket: s.socket, Export: "g1-vda", ReconnectDelay: delay}},
-		Paths: []Rename{{r.dir + "/" + guest.ConsoleFile, dir + "/" + guest.ConsoleFile}, {r.dir + "/" + guest.AckFile, dir + "/" + guest.AckFile},
-			{r.dir + "/" + guest.ControlSock, dir + "/" + guest.ControlSock}},
-	}
-	replica, problems, err := MapDomain(doc, m)
-	if err != nil || len(problems) > 0 {
-		r.t.Fatal(problems, err)
-	}
+	m, replica := r.mapReplica(s, dir, doc)
 	acked := r.acks()
 	if err := r.l.Define(r.t.Context(), replica); err != nil {
 		r.t.Fatal(err)
