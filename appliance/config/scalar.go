@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -65,7 +66,7 @@ func FormatDuration(d time.Duration) string {
 func parseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		return 0, fmt.Errorf("allowed: a duration with its unit, such as 1s, 250ms or 1h")
+		return 0, errors.New("allowed: a duration with its unit, such as 1s, 250ms or 1h")
 	}
 	return d, nil
 }
@@ -77,16 +78,16 @@ func parseBool(s string) (bool, error) {
 	case "false":
 		return false, nil
 	}
-	return false, fmt.Errorf("allowed: true or false")
+	return false, errors.New("allowed: true or false")
 }
 
 func parseInt(s string) (int64, error) {
 	if !allDigits(strings.TrimPrefix(s, "-")) {
-		return 0, fmt.Errorf("allowed: a whole number")
+		return 0, errors.New("allowed: a whole number")
 	}
 	n, err := strconv.ParseInt(s, 10, 32)
 	if err != nil {
-		return 0, fmt.Errorf("allowed: a whole number below 2147483648")
+		return 0, errors.New("allowed: a whole number below 2147483648")
 	}
 	return n, nil
 }

@@ -428,7 +428,7 @@ func unpack(t *testing.T, path string) string {
 	dir := t.TempDir()
 	for r := tar.NewReader(f); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return dir
 		}
 		if err != nil {

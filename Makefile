@@ -1,0 +1,56 @@
+# kagami. `make` alone lists the targets.
+
+GO       ?= go
+PREFIX   ?= /usr/local
+DEPS     ?= yes
+FUZZTIME ?= 30s
+KEEP     ?=
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LINT     := $(GO) tool -modfile=tests/tools/go.mod golangci-lint
+MAKEFLAGS += --no-builtin-rules
+
+export GO
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build test lint demo bench fuzz soak install clean
+
+help: ## list the targets
+	@echo "kagami $(VERSION)"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo "DEPS=no skips the check for Debian packages."
+
+deps: ## install what building and testing need, if it is missing (Debian 12, Go >= 1.26)
+ifneq ($(DEPS),no)
+	@scripts/deps.sh
+endif
+
+build: deps ## build bin/kagami
+	$(GO) build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/kagami ./appliance
+
+test: deps ## lint, unit tests with the race detector, end-to-end tests; under 15 min on 2 cores
+	@scripts/test.sh
+
+lint: deps ## the linters, and a proof that they hold the package map
+	$(LINT) config verify
+	$(LINT) run ./...
+	scripts/lint-proof.sh
+
+demo: build ## the whole story on one machine: protect, lose the site, fail over; KEEP=1 leaves it running
+	$(GO) run ./tests/e2e/demo -kagami bin/kagami $(if $(KEEP),-keep)
+
+bench: deps ## run the benchmarks there are, with memory use
+	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /tests/e2e)
+
+fuzz: deps ## fuzz every target for FUZZTIME (30s)
+	FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
+
+soak: deps ## the seeded crash tests for long, with new seeds
+	scripts/soak.sh
+
+install: build ## install the binary and the systemd unit under PREFIX (/usr/local)
+	install -D -m 0755 bin/kagami $(DESTDIR)$(PREFIX)/bin/kagami
+	sed 's|@PREFIX@|$(PREFIX)|' scripts/kagami.service > bin/kagami.service
+	install -D -m 0644 bin/kagami.service $(DESTDIR)$(PREFIX)/lib/systemd/system/kagami.service
+
+clean: ## remove what was built
+	rm -rf bin build
