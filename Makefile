@@ -44,7 +44,7 @@ bench: deps ## run the benchmarks there are, with memory use
 fuzz: deps ## fuzz every target for FUZZTIME (30s)
 	FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
-soak: deps ## the seeded crash tests for long, with new seeds
+soak: build ## the seeded crash tests for long, with a new seed; ROUNDS=20, SEED=
 	scripts/soak.sh
 
 install: build ## install the binary and the systemd unit under PREFIX (/usr/local)

@@ -32,6 +32,15 @@ unit() {
 	tests -race -timeout 10m $packages
 }
 
+# Packages whose crash tests play fewer seeds under the race detector: here all.
+# They say so by a file norace_test.go.
+seeds() {
+	local packages
+	packages=$(find . -name norace_test.go -printf '%h\n' | sort) || return 1
+	# shellcheck disable=SC2086
+	tests -timeout 10m -run 'Crash' $packages
+}
+
 # The VMs of the end-to-end tests need the machine for themselves; they run a
 # daemon built like the real one, and their results are never taken from a cache.
 e2e() {
@@ -47,6 +56,7 @@ step "build" make --no-print-directory build DEPS=no
 step "build of the test summary" summary
 step "lint" make --no-print-directory lint DEPS=no
 step "unit tests, with the race detector" unit
+step "crash tests, all seeds" seeds
 step "end-to-end tests" e2e
 
 echo

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The seeded crash tests for long. ROUNDS scales it; each part prints its seed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+: "${GO:=go}" "${ROUNDS:=20}" "${SEED:=$((RANDOM * 32768 + RANDOM))}"
+echo "=== soak of $ROUNDS rounds, SEED=$SEED"
+echo "=== spool: crashes of a fake disk"
+SPOOL_SEEDS=$((ROUNDS * 4000)) $GO test -count=1 -timeout 0 -v -run Crash ./replica/spool
+echo "=== journal replay: crashes of file systems written by the kernel"
+EXT4_SOAK=$(((ROUNDS + 4) / 5)) EXT4_SEED=$SEED $GO test -count=1 -timeout 0 -run 'Kernel' ./ext4j/recover
+echo "=== two sites: random faults, then the loss of one"
+$GO run ./tests/e2e/soak -kagami bin/kagami -rounds "$ROUNDS" -seed "$SEED"
