@@ -183,7 +183,7 @@ func (a *acceptor) owned(p replica.Peer, id epoch.UUID) (*group, error) {
 }
 
 // Call serves the remaining methods.
-func (a *acceptor) Call(_ context.Context, p replica.Peer, method string, params []byte) (any, error) {
+func (a *acceptor) Call(ctx context.Context, p replica.Peer, method string, params []byte) (any, error) {
 	switch method {
 	case wire.MethodRemove:
 		var req wire.RemoveRequest
@@ -202,7 +202,7 @@ func (a *acceptor) Call(_ context.Context, p replica.Peer, method string, params
 		if err := wire.DecodeJSON(params, &req); err != nil {
 			return nil, err
 		}
-		return a.check(p, req)
+		return a.check(ctx, p, req)
 	default:
 		return nil, wire.Errorf(wire.CodeVersion, "method %q is not known to this release", method)
 	}
@@ -280,7 +280,7 @@ func (a *acceptor) domain(p replica.Peer, req wire.DomainRequest) error {
 }
 
 // check tells whether this site could take a group and boot its VM.
-func (a *acceptor) check(p replica.Peer, req wire.CheckRequest) (wire.CheckResponse, error) {
+func (a *acceptor) check(ctx context.Context, p replica.Peer, req wire.CheckRequest) (wire.CheckResponse, error) {
 	var resp wire.CheckResponse
 	if err := checkManifest(req.Manifest); err != nil {
 		return resp, err
@@ -299,7 +299,7 @@ func (a *acceptor) check(p replica.Peer, req wire.CheckRequest) (wire.CheckRespo
 		return resp, wire.Errorf(wire.CodeFailed, "the VM's definition has %d bytes, at most %d are taken", len(req.XML), maxXML)
 	}
 	if req.XML != "" {
-		problems, warnings := a.d.checkDomain(m.Name, req.XML, m.Disks)
+		problems, warnings := a.d.checkDomain(ctx, m.Name, req.XML, m.Disks)
 		resp.Problems, resp.Warnings = append(resp.Problems, problems...), append(resp.Warnings, warnings...)
 	}
 	return resp, nil

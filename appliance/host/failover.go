@@ -335,7 +335,7 @@ func (f *groupFile) promotedAt() string {
 }
 
 // mapDomain makes the replica's definition from the shipped one.
-func (d *Daemon) mapDomain(_ context.Context, g *group) (xml string, problems []string, err error) {
+func (d *Daemon) mapDomain(ctx context.Context, g *group) (xml string, problems []string, err error) {
 	if d.virt() == nil {
 		return "", nil, refused("libvirt is not enabled at this site", "set libvirt.enabled in the config file, or use --no-start")
 	}
@@ -346,7 +346,10 @@ func (d *Daemon) mapDomain(_ context.Context, g *group) (xml string, problems []
 	if err != nil {
 		return "", nil, fmt.Errorf("read definition of VM: %w", err)
 	}
-	m := d.mapping(g.name, g.snapshot().Disks)
+	m, err := d.mapping(ctx, g.name, g.snapshot().Disks)
+	if err != nil {
+		return "", nil, err
+	}
 	out, found, err := qmp.MapDomain(string(b), m)
 	if err != nil {
 		return "", nil, fmt.Errorf("map definition of VM %s: %w", g.name, err)

@@ -4,10 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/user"
-	"path/filepath"
-	"strconv"
-	"syscall"
 	"time"
 
 	"kagami/appliance/config"
@@ -27,6 +23,8 @@ type Hypervisor interface {
 	Define(ctx context.Context, xml string) error
 	Start(ctx context.Context, vm string, disks ...qmp.Served) error
 	Resume(ctx context.Context, vm string) error
+	QEMUUser(ctx context.Context) (uid, gid int, err error)
+	HasNetwork(ctx context.Context) (func(name string) bool, error)
 	Supervise(ctx context.Context) (<-chan qmp.Event, error)
 	Close() error
 }
@@ -181,15 +179,19 @@ func (d *Daemon) resumeVM(ctx context.Context, g *group, vm string) {
 }
 
 // mapping is how a VM's definition is changed for this site.
-func (d *Daemon) mapping(group string, disks []diskFile) qmp.Mapping {
-	m := qmp.Mapping{Site: d.cfg.Site, Type: domainType(d.cfg.Libvirt.Emulation), Disks: map[string]qmp.DiskMap{}, Exists: fileExists}
+func (d *Daemon) mapping(ctx context.Context, group string, disks []diskFile) (qmp.Mapping, error) {
+	has, err := d.virt().HasNetwork(ctx)
+	if err != nil {
+		return qmp.Mapping{}, fromHypervisor(err)
+	}
+	m := qmp.Mapping{Site: d.cfg.Site, Type: domainType(d.cfg.Libvirt.Emulation), Disks: map[string]qmp.DiskMap{}, Exists: fileExists, HasNetwork: has}
 	if c := d.groupConfig(group); c != nil && c.Domain != nil {
 		mapDomainConfig(&m, c.Domain)
 	}
 	for _, df := range disks {
 		m.Disks[df.Name] = qmp.DiskMap{Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(group).ReconnectDelay}
 	}
-	return m
+	return m, nil
 }
 
 func mapDomainConfig(m *qmp.Mapping, dom *config.Domain) {
@@ -230,7 +232,7 @@ func mapOf(in []config.Map) []qmp.Rename {
 }
 
 // checkDomain tells what would keep a VM with this definition from running here.
-func (d *Daemon) checkDomain(group, xml string, disks []wire.Disk) (problems, warnings []string) {
+func (d *Daemon) checkDomain(ctx context.Context, group, xml string, disks []wire.Disk) (problems, warnings []string) {
 	if d.virt() == nil {
 		return nil, []string{"libvirt is not enabled there: the VM will have to be started by hand"}
 	}
@@ -238,7 +240,11 @@ func (d *Daemon) checkDomain(group, xml string, disks []wire.Disk) (problems, wa
 	for _, w := range disks {
 		files = append(files, diskFile{Slot: w.Slot, Name: w.Name, Socket: d.socketPath(group, w.Name)})
 	}
-	_, found, err := qmp.MapDomain(xml, d.mapping(group, files))
+	m, err := d.mapping(ctx, group, files)
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	_, found, err := qmp.MapDomain(xml, m)
 	if err != nil {
 		return []string{err.Error()}, nil
 	}
@@ -250,35 +256,6 @@ func (d *Daemon) checkDomain(group, xml string, disks []wire.Disk) (problems, wa
 		}
 	}
 	return problems, warnings
-}
-
-// reachableBy checks that a user of the given group may pass through every
-// folder on the way to dir.
-func reachableBy(dir, group string) error {
-	gid := -1
-	if group != "" {
-		g, err := user.LookupGroup(group)
-		if err != nil {
-			return fmt.Errorf("group %q (libvirt.socket_group): %w", group, err)
-		}
-		if gid, err = strconv.Atoi(g.Gid); err != nil {
-			return fmt.Errorf("group %q: %w", group, err)
-		}
-	}
-	for p := filepath.Clean(dir); ; p = filepath.Dir(p) {
-		info, err := os.Stat(p)
-		if err != nil {
-			return err
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		mayPass := info.Mode().Perm()&0o001 != 0 || ok && int(st.Gid) == gid && info.Mode().Perm()&0o010 != 0
-		if !mayPass {
-			return fmt.Errorf("folder %s lets only its owner through", p)
-		}
-		if p == "/" || p == "." {
-			return nil
-		}
-	}
 }
 
 // removeTree deletes a group's folder.

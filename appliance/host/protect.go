@@ -146,9 +146,6 @@ func (d *Daemon) checkHere(f *groupFile) error {
 	if err := images.CheckSpace(d.fs, d.cfg.StateDir, need); err != nil {
 		return failure("no-space", fmt.Sprintf("no space for the images: %v", err), "make room, or move state_dir to a larger file system")
 	}
-	if err := reachableBy(d.cfg.RunDir, d.cfg.Libvirt.SocketGroup); err != nil {
-		return refused(fmt.Sprintf("QEMU could not reach its socket: %v", err), "let QEMU's user pass through the folders of run_dir (chmod o+x)")
-	}
 	return nil
 }
 
@@ -204,6 +201,9 @@ func (d *Daemon) runProtect(ctx context.Context, g *group, emit func(control.Eve
 	if err := src.ready(wait); err != nil {
 		return err
 	}
+	if err := d.checkReach(ctx, f); err != nil {
+		return err
+	}
 	if err := g.shipDomain(ctx); err != nil {
 		return err
 	}
@@ -218,6 +218,21 @@ func (d *Daemon) runProtect(ctx context.Context, g *group, emit func(control.Eve
 		return err
 	}
 	g.keepOld()
+	return nil
+}
+
+// checkReach makes sure that QEMU may use the sockets, now that they are there.
+func (d *Daemon) checkReach(ctx context.Context, f *groupFile) error {
+	uid, gid, err := d.virt().QEMUUser(ctx)
+	if err != nil {
+		return fromHypervisor(err)
+	}
+	for _, disk := range f.Disks {
+		if err := qmp.Reachable(disk.Socket, uid, gid); err != nil {
+			return refused(fmt.Sprintf("QEMU could not use its socket: %v", err),
+				"let QEMU's user pass through the folders of run_dir (chmod o+x), and set libvirt.socket_group to its group")
+		}
+	}
 	return nil
 }
 
