@@ -26,8 +26,8 @@ type file struct {
 
 func snapshotBlocks(regions int) int { return max(1, (regions+blockEntries-1)/blockEntries) }
 
-// halfBlocksFor is the size of a half: two snapshots, and room for batches in between.
-func halfBlocksFor(regions int) int { return 2*snapshotBlocks(regions) + 64 }
+// halfBlocksFor is the size of a half: a snapshot and room for batches.
+func halfBlocksFor(regions int) int { return 6*snapshotBlocks(regions) + 16 }
 
 // openFile opens or makes the log and returns the recovered set.
 func openFile(fsys images.FS, name string, o Options) (*file, []key, error) {

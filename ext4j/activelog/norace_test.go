@@ -1,0 +1,5 @@
+//go:build !race
+
+package activelog
+
+const raceEnabled = false
