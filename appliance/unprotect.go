@@ -10,9 +10,11 @@ import (
 )
 
 const unprotectLong = `Move a protected VM back to plain files while it runs, and end its replication.
-Nothing the VM wrote is lost. Each disk goes to a new file: the one named with
---file, or one beside the file it had before it was protected. If the command is
-interrupted before the VM is moved, it stays protected.`
+Nothing the VM wrote is lost. Each disk goes to the file named with --file, which
+must not exist yet, or to where it came from; the old file that lies there is
+renamed, not overwritten. The replica's images stay at the other site. A command
+that was interrupted can be repeated: disks that were moved stay moved, the
+others stay protected.`
 
 const unprotectExample = `  kagami unprotect web
   kagami unprotect web --file vdb=/srv/images/web-data.raw`
@@ -36,7 +38,7 @@ func (a *app) unprotectCmd() *cobra.Command {
 				return err
 			}
 			r := &reporter{a: a, json: json}
-			return r.end(struct{}{}, cancelled(c.Unprotect(cmd.Context(), req, r.event), "what was begun is taken back; kagami status shows when"))
+			return r.end(struct{}{}, cancelled(c.Unprotect(cmd.Context(), req, r.event), "disks that were moved stay moved; kagami unprotect "+req.VM+" goes on with the others"))
 		}),
 	}
 	cmd.Flags().StringArrayVar(&files, "file", nil, "DISK=PATH: the new file of a disk (vdb=/srv/web.raw); may be repeated")

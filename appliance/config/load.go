@@ -143,7 +143,7 @@ func parent(path string) string {
 }
 
 // peerLimits are the limits of a peer's connections, which all groups share.
-var peerLimits = []string{"inflight_bytes", "heartbeat", "link_timeout"}
+var peerLimits = []string{"inflight_bytes", "heartbeat", "link_timeout", "compression"}
 
 // refusePeerLimits refuses limits of a group that belong to the peer.
 func (r *reader) refusePeerLimits(c *Config) {

@@ -175,6 +175,7 @@ func TestRefused(t *testing.T) {
 		{"    spool_bytes: 4GiB", "    heartbeat: 2s", `k.yaml:50: groups[0].limits.heartbeat: "2s": not a group's: all groups share the peer's connections; set limits.heartbeat`},
 		{"    spool_bytes: 4GiB", "    link_timeout: 9s", `k.yaml:50: groups[0].limits.link_timeout: "9s": not a group's: all groups share the peer's connections; set limits.link_timeout`},
 		{"    spool_bytes: 4GiB", "    inflight_bytes: 9MiB", `k.yaml:50: groups[0].limits.inflight_bytes: "9MiB": not a group's: all groups share the peer's connections; set limits.inflight_bytes`},
+		{"    spool_bytes: 4GiB", "    compression: none", `k.yaml:50: groups[0].limits.compression: "none": not a group's: all groups share the peer's connections; set limits.compression`},
 		{"    spool_bytes: 4GiB", "    epoch_age: 0s", `k.yaml:50: groups[0].limits.epoch_age: "0s": allowed: 10ms to 1m`},
 		{"epoch_age: 1s", "epoch_age: 1", `k.yaml:53: limits.epoch_age: "1": allowed: a duration with its unit, such as 1s, 250ms or 1h`},
 		{"epoch_age: 1s", "epoch_age: -1s", `k.yaml:53: limits.epoch_age: "-1s": allowed: 10ms to 1m`},
