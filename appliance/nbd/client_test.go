@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 )
@@ -208,7 +209,10 @@ func (c *client) send(r request, payload []byte) uint64 {
 	c.t.Helper()
 	c.lastCookie++
 	r.cookie = c.lastCookie
-	c.write(requestBytes(r, payload))
+	c.write(requestBytes(r, nil))
+	if len(payload) > 0 {
+		c.write(payload)
+	}
 	return r.cookie
 }
 
@@ -293,4 +297,12 @@ func eventually(t testing.TB, what string, cond func() bool) {
 			t.Fatalf("never: %s", what)
 		}
 	}
+}
+
+// opener returns what closes the gate a device's calls wait at, and sees to it
+// at the end of the test. Called after serve, so that the server can end.
+func opener(t testing.TB, gate chan struct{}) func() {
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open)
+	return open
 }

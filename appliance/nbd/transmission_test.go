@@ -470,6 +470,7 @@ func TestOutOfOrder(t *testing.T) {
 			return nil
 		}
 		_, path := serve(t, Options{}, Export{Device: d})
+		open := opener(t, release)
 		c := attach(t, path, "", structured)
 		waiting := map[uint64]bool{
 			c.send(request{cmd: cmdFlush}, nil): true, c.send(request{cmd: cmdWrite, flags: cmdFUA, length: 1}, []byte{1}): true,
@@ -479,7 +480,7 @@ func TestOutOfOrder(t *testing.T) {
 			c.ok(write(512, []byte("hello"), 0))
 			c.ok(read(512, 5))
 		}
-		close(release)
+		open()
 		for len(waiting) > 0 {
 			if r := c.receive(0); !waiting[r.cookie] || r.errno != 0 {
 				t.Fatalf("%+v", r)
@@ -501,6 +502,7 @@ func TestDisconnect(t *testing.T) {
 		return nil
 	}
 	_, path := serve(t, Options{}, Export{Device: d})
+	open := opener(t, release)
 	c := attach(t, path, "", true)
 	cookie := c.send(request{cmd: cmdFlush}, nil)
 	c.ok(write(0, []byte("x"), 0))
@@ -512,7 +514,7 @@ func TestDisconnect(t *testing.T) {
 	if d.clients() != 1 {
 		t.Fatal("closed with a request running")
 	}
-	close(release)
+	open()
 	if r := c.receive(0); r.cookie != cookie || r.errno != 0 {
 		t.Fatalf("%+v", r)
 	}
