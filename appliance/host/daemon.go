@@ -36,9 +36,14 @@ type Daemon struct {
 	server  *replica.Server
 	links   map[string]*ship.Link // by peer site
 
+	// dial connects to libvirt; nil where it is not enabled.
+	dial func(context.Context) (Hypervisor, error)
+
 	mu     sync.Mutex
 	groups map[string]*group // by name
-	hv     Hypervisor        // see virt
+	taken  map[string]bool   // names of groups that are being made
+	hv     Hypervisor        // see virt; nil while libvirt is not reachable
+	hvErr  error             // why not
 	ctx    context.Context   // ends when the daemon stops
 	wg     sync.WaitGroup
 }
@@ -51,8 +56,20 @@ const drainPatience = 20 * time.Second
 // Run is the daemon: it serves until ctx ends, then stops cleanly. What it has
 // acknowledged is safe whenever and however it ends.
 func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logger) error {
-	d := &Daemon{cfg: cfg, release: release, fs: images.OS{}, log: log, started: time.Now(),
-		links: map[string]*ship.Link{}, groups: map[string]*group{}}
+	return newDaemon(cfg, release, images.OS{}, log).run(ctx)
+}
+
+// newDaemon makes a daemon that has touched nothing yet.
+func newDaemon(cfg *config.Config, release string, fsys images.FS, log *slog.Logger) *Daemon {
+	d := &Daemon{cfg: cfg, release: release, fs: fsys, log: log, started: time.Now(),
+		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}}
+	if cfg.Libvirt.Enabled {
+		d.dial = func(ctx context.Context) (Hypervisor, error) { return dialLibvirt(ctx, cfg.Libvirt.URI) }
+	}
+	return d
+}
+
+func (d *Daemon) run(ctx context.Context) error {
 	lock, err := d.claim()
 	if err != nil {
 		return err
@@ -61,9 +78,7 @@ func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logg
 	if d.codec, err = wire.NewCodec(); err != nil {
 		return err
 	}
-	if err := d.connectHypervisor(ctx); err != nil {
-		return err
-	}
+	d.connectHypervisor(ctx)
 	return d.serve(ctx)
 }
 
@@ -85,7 +100,8 @@ func (d *Daemon) claim() (images.File, error) {
 	}
 	if err := lock.Lock(); err != nil {
 		_ = lock.Close()
-		return nil, fmt.Errorf("another daemon uses %s: %w", d.cfg.StateDir, err)
+		return nil, refused(fmt.Sprintf("another daemon uses the state folder %s: %v", d.cfg.StateDir, err),
+			"stop that daemon first, or give this one a state_dir of its own")
 	}
 	if err := d.identify(); err != nil {
 		_ = lock.Close()
@@ -130,7 +146,8 @@ func (d *Daemon) identify() error {
 		return fmt.Errorf("site identity %s: %w", name, err)
 	}
 	if s.Site != d.cfg.Site {
-		return fmt.Errorf("state folder %s belongs to site %q, the config file says %q", d.cfg.StateDir, s.Site, d.cfg.Site)
+		return refused(fmt.Sprintf("state folder %s belongs to site %q, the config file says %q", d.cfg.StateDir, s.Site, d.cfg.Site),
+			"put the site's name right in the config file, or give this site a state_dir of its own")
 	}
 	d.siteID = s.ID
 	return nil
@@ -248,13 +265,15 @@ func (d *Daemon) openGroups() error {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a group whose making was broken off: its file is its beginning
 		}
-		if err != nil {
-			return err
+		if err == nil && f.Name != name {
+			err = fmt.Errorf("group file in %s is of group %q", dir, f.Name)
 		}
-		if f.Name != name {
-			return fmt.Errorf("group file in %s is of group %q", dir, f.Name)
+		if err != nil { // the other groups go on
+			f = &groupFile{Name: name}
 		}
-		d.groups[name] = newGroup(d, f)
+		g := newGroup(d, f)
+		g.broken = err
+		d.groups[name] = g
 	}
 	return d.declareGroups()
 }
@@ -302,6 +321,48 @@ func (d *Daemon) find(name string) *group {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.groups[name]
+}
+
+// lookup finds a group for an operation that an operator asked for.
+func (d *Daemon) lookup(name string) (*group, error) {
+	g := d.find(name)
+	if g == nil {
+		return nil, notFound(fmt.Sprintf("site %s has no group %s", d.cfg.Site, name), "kagami status lists the groups of this site")
+	}
+	if g.broken != nil {
+		return nil, failure("failed", fmt.Sprintf("the state of %s cannot be read: %v", name, g.broken), "put the group's folder right, or restore it, and restart the daemon")
+	}
+	return g, nil
+}
+
+// take reserves the name of a group that is about to be made; the caller
+// gives it back with untake. A group of that name, or another attempt, is an error.
+func (d *Daemon) take(name string) (*group, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if g := d.groups[name]; g != nil {
+		return g, errTaken
+	}
+	if d.taken[name] {
+		return nil, errTaken
+	}
+	d.taken[name] = true
+	return nil, nil
+}
+
+var errTaken = errors.New("the name is taken")
+
+func (d *Daemon) untake(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.taken, name)
+}
+
+// add puts a group whose file exists into the daemon's list.
+func (d *Daemon) add(g *group) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.groups[g.name] = g
 }
 
 // forget takes a group out of the daemon's list.

@@ -18,7 +18,9 @@ func (d *Daemon) declareGroups() error {
 		if len(c.Disks) == 0 {
 			continue // settings of a VM's group, or a mapping
 		}
-		if g := d.groups[c.Name]; g != nil {
+		if g := d.groups[c.Name]; g != nil && g.broken != nil {
+			continue // failed, and says so
+		} else if g != nil {
 			if err := g.checkDeclared(c); err != nil {
 				return err
 			}

@@ -31,7 +31,7 @@ import (
 func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
 	ctx = context.WithoutCancel(ctx)
 	began := time.Now()
-	g, err := d.failoverGroup(req)
+	g, err := d.lookup(req.VM)
 	if err != nil {
 		return control.FailoverReport{}, err
 	}
@@ -54,14 +54,6 @@ func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit
 		return control.FailoverReport{}, err
 	}
 	return g.finishFailover(began, emit)
-}
-
-func (d *Daemon) failoverGroup(req control.FailoverRequest) (*group, error) {
-	g := d.find(req.VM)
-	if g == nil {
-		return nil, notFound(fmt.Sprintf("site %s has no group %s", d.cfg.Site, req.VM), "kagami status lists the groups of this site")
-	}
-	return g, nil
 }
 
 // checkFailover is step 1.
@@ -272,7 +264,11 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 		name = c.Domain.Name
 	}
 	say(emit, "define", "defining VM %s", name)
-	if err := d.virt().Define(ctx, xml); err != nil {
+	hv, err := d.virt()
+	if err != nil {
+		return err
+	}
+	if err := hv.Define(ctx, xml); err != nil {
 		return fromHypervisor(err)
 	}
 	if err := g.update(func(f *groupFile) {
@@ -289,7 +285,7 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 	for _, df := range f.Disks {
 		exports = append(exports, d.served(g.name, df))
 	}
-	if err := d.virt().Start(ctx, name, exports...); err != nil {
+	if err := hv.Start(ctx, name, exports...); err != nil {
 		return fromHypervisor(err)
 	}
 	return nil
@@ -336,8 +332,8 @@ func (f *groupFile) promotedAt() string {
 
 // mapDomain makes the replica's definition from the shipped one.
 func (d *Daemon) mapDomain(ctx context.Context, g *group) (xml string, problems []string, err error) {
-	if d.virt() == nil {
-		return "", nil, refused("libvirt is not enabled at this site", "set libvirt.enabled in the config file, or use --no-start")
+	if _, err := d.virt(); err != nil {
+		return "", nil, err
 	}
 	b, err := images.ReadFile(d.fs, g.dir+"/domain.xml", maxXML)
 	if errors.Is(err, fs.ErrNotExist) {

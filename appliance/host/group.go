@@ -31,6 +31,7 @@ type group struct {
 	rep    *replica.Group  // role replica, while started
 	sync   syncProgress
 	alarms map[string]string // by kind
+	broken error             // why the group's file cannot be used; never changes
 }
 
 // event is one entry of a group's history.
@@ -157,6 +158,8 @@ func (g *group) snapshot() *groupFile {
 func (g *group) start() error {
 	f := g.snapshot()
 	switch {
+	case g.broken != nil:
+		return g.broken
 	case f.Fenced != "":
 		return nil // serves nothing
 	case f.Role == RoleReplica:

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -29,33 +30,56 @@ type Hypervisor interface {
 	Close() error
 }
 
-// virt is the present connection to libvirt; nil where libvirt is not enabled.
-func (d *Daemon) virt() Hypervisor {
+// virt is the present connection to libvirt, or the error that says why
+// there is none.
+func (d *Daemon) virt() (Hypervisor, error) {
+	if d.dial == nil {
+		return nil, refused("libvirt is not enabled at site "+d.cfg.Site, "set libvirt.enabled in the config file and restart the daemon")
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.hv
+	if d.hv == nil {
+		return nil, failure("libvirt", fmt.Sprintf("libvirt is not reachable: %v", d.hvErr), "see to it that libvirtd runs (systemctl status libvirtd); the daemon connects by itself")
+	}
+	return d.hv, nil
 }
 
-func (d *Daemon) setVirt(hv Hypervisor) {
+// setVirt changes the connection and returns the one before.
+func (d *Daemon) setVirt(hv Hypervisor, err error) Hypervisor {
 	d.mu.Lock()
-	d.hv = hv
-	d.mu.Unlock()
+	defer d.mu.Unlock()
+	old := d.hv
+	d.hv, d.hvErr = hv, err
+	return old
 }
 
-func (d *Daemon) connectHypervisor(ctx context.Context) error {
-	if !d.cfg.Libvirt.Enabled {
-		return nil
-	}
-	hv, err := qmp.Connect(ctx, d.cfg.Libvirt.URI)
+func dialLibvirt(ctx context.Context, uri string) (Hypervisor, error) {
+	l, err := qmp.Connect(ctx, uri)
 	if err != nil {
-		return fmt.Errorf("connect to libvirt at %s: %w", d.cfg.Libvirt.URI, err)
+		return nil, err
 	}
-	d.setVirt(hv)
-	return nil
+	return l, nil
+}
+
+// connectHypervisor makes the connection to libvirt anew. Without libvirt the
+// daemon runs all the same: exports, replicas and --no-start failovers need none.
+func (d *Daemon) connectHypervisor(ctx context.Context) {
+	if d.dial == nil {
+		return
+	}
+	hv, err := d.dial(ctx)
+	if err != nil {
+		d.log.Warn("connect to libvirt", "error", err)
+	}
+	if old := d.setVirt(hv, err); old != nil {
+		if err := old.Close(); err != nil {
+			d.log.Warn("close lost connection to libvirt", "error", err)
+		}
+	}
 }
 
 func (d *Daemon) closeHypervisor() {
-	if hv := d.virt(); hv != nil {
+	if hv := d.setVirt(nil, errors.New("the daemon is stopping")); hv != nil {
 		if err := hv.Close(); err != nil {
 			d.log.Warn("close libvirt", "error", err)
 		}
@@ -69,40 +93,28 @@ const virtRetry = 2 * time.Second
 // started, resumes VMs that paused on an I/O error of a disk served here, and
 // connects again when libvirt was restarted.
 func (d *Daemon) watchHypervisor(ctx context.Context) {
-	if d.virt() == nil {
+	if d.dial == nil {
 		return
 	}
 	d.wg.Go(func() {
 		for {
-			err := d.superviseVMs(ctx)
+			if hv, err := d.virt(); err == nil {
+				d.log.Warn("libvirt", "error", d.superviseVMs(ctx, hv))
+			}
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(virtRetry):
 			}
-			d.log.Warn("libvirt", "error", err)
-			d.reconnectHypervisor(ctx)
+			d.connectHypervisor(ctx)
 		}
 	})
 }
 
-func (d *Daemon) reconnectHypervisor(ctx context.Context) {
-	hv, err := qmp.Connect(ctx, d.cfg.Libvirt.URI)
-	if err != nil {
-		d.log.Warn("connect to libvirt", "error", err)
-		return
-	}
-	old := d.virt()
-	d.setVirt(hv)
-	if err := old.Close(); err != nil {
-		d.log.Warn("close lost connection to libvirt", "error", err)
-	}
-}
-
 // superviseVMs looks at every VM once, since events may have been missed, and
 // then at each event until the stream of events ends.
-func (d *Daemon) superviseVMs(ctx context.Context) error {
-	events, err := d.virt().Supervise(ctx)
+func (d *Daemon) superviseVMs(ctx context.Context, hv Hypervisor) error {
+	events, err := hv.Supervise(ctx)
 	if err != nil {
 		return err
 	}
@@ -144,13 +156,17 @@ func (d *Daemon) tendVM(ctx context.Context, g *group) {
 	if f.VM == "" || f.Role == RoleReplica || f.Phase != "" || f.Fenced != "" {
 		return
 	}
+	hv, err := d.virt()
+	if err != nil {
+		return // looked at again when libvirt is back
+	}
 	vm := g.domainName()
-	st, err := d.virt().State(ctx, vm)
+	st, err := hv.State(ctx, vm)
 	if err != nil || !st.Active() {
 		return // gone or not running: nothing to tend
 	}
 	for _, df := range f.Disks {
-		if err := d.virt().Treat(ctx, vm, df.Name, df.Socket, df.Name, d.limits(g.name).ReconnectDelay); err != nil {
+		if err := hv.Treat(ctx, vm, df.Name, df.Socket, df.Name, d.limits(g.name).ReconnectDelay); err != nil {
 			g.alarm("vm-"+df.Name, fmt.Sprintf("disk %s of VM %s: %v", df.Name, vm, err))
 			continue
 		}
@@ -171,7 +187,11 @@ func (d *Daemon) resumeVM(ctx context.Context, g *group, vm string) {
 		return
 	case <-time.After(resumePause):
 	}
-	if err := d.virt().Resume(ctx, vm); err != nil {
+	hv, err := d.virt()
+	if err == nil {
+		err = hv.Resume(ctx, vm)
+	}
+	if err != nil {
 		g.note(fmt.Sprintf("VM %s paused on an I/O error and could not be resumed: %v", vm, err))
 		return
 	}
@@ -180,7 +200,11 @@ func (d *Daemon) resumeVM(ctx context.Context, g *group, vm string) {
 
 // mapping is how a VM's definition is changed for this site.
 func (d *Daemon) mapping(ctx context.Context, group string, disks []diskFile) (qmp.Mapping, error) {
-	has, err := d.virt().HasNetwork(ctx)
+	hv, err := d.virt()
+	if err != nil {
+		return qmp.Mapping{}, err
+	}
+	has, err := hv.HasNetwork(ctx)
 	if err != nil {
 		return qmp.Mapping{}, fromHypervisor(err)
 	}
@@ -233,7 +257,7 @@ func mapOf(in []config.Map) []qmp.Rename {
 
 // checkDomain tells what would keep a VM with this definition from running here.
 func (d *Daemon) checkDomain(ctx context.Context, group, xml string, disks []wire.Disk) (problems, warnings []string) {
-	if d.virt() == nil {
+	if d.dial == nil {
 		return nil, []string{"libvirt is not enabled there: the VM will have to be started by hand"}
 	}
 	var files []diskFile

@@ -49,8 +49,8 @@ func say(emit func(control.Event), step, format string, a ...any) {
 // planProtect is step 1. It returns the new group with op held, not yet on disk.
 func (d *Daemon) planProtect(ctx context.Context, req control.ProtectRequest, emit func(control.Event)) (*group, error) {
 	say(emit, "check", "looking at VM %s and at site %s", req.VM, req.To)
-	if d.virt() == nil {
-		return nil, refused("libvirt is not enabled at this site", "set libvirt.enabled in the config file and restart the daemon")
+	if _, err := d.virt(); err != nil {
+		return nil, err
 	}
 	if !validName.MatchString(req.VM) {
 		return nil, refused(fmt.Sprintf("VM name %q cannot be a group's name", req.VM), "rename the VM (virsh domrename): letters, digits, dot, dash and underscore are allowed")
@@ -91,7 +91,11 @@ func (d *Daemon) peerNames() string {
 
 // chooseDisks picks the disks asked for, or all writable ones.
 func (d *Daemon) chooseDisks(ctx context.Context, req control.ProtectRequest) ([]qmp.Disk, error) {
-	all, err := d.virt().Disks(ctx, req.VM)
+	hv, err := d.virt()
+	if err != nil {
+		return nil, err
+	}
+	all, err := hv.Disks(ctx, req.VM)
 	if err != nil {
 		return nil, fromHypervisor(err)
 	}
@@ -151,7 +155,11 @@ func (d *Daemon) checkHere(f *groupFile) error {
 
 // checkThere asks the peer.
 func (d *Daemon) checkThere(ctx context.Context, f *groupFile, emit func(control.Event)) error {
-	xml, err := d.virt().DomainXML(ctx, f.VM)
+	hv, err := d.virt()
+	if err != nil {
+		return err
+	}
+	xml, err := hv.DomainXML(ctx, f.VM)
 	if err != nil {
 		return fromHypervisor(err)
 	}
@@ -223,7 +231,11 @@ func (d *Daemon) runProtect(ctx context.Context, g *group, emit func(control.Eve
 
 // checkReach makes sure that QEMU may use the sockets, now that they are there.
 func (d *Daemon) checkReach(ctx context.Context, f *groupFile) error {
-	uid, gid, err := d.virt().QEMUUser(ctx)
+	hv, err := d.virt()
+	if err != nil {
+		return err
+	}
+	uid, gid, err := hv.QEMUUser(ctx)
 	if err != nil {
 		return fromHypervisor(err)
 	}
@@ -265,7 +277,11 @@ func (d *Daemon) makeSource(g *group) (*source, error) {
 // shipDomain sends the VM's definition to the peer.
 func (g *group) shipDomain(ctx context.Context) error {
 	f := g.snapshot()
-	xml, err := g.d.virt().DomainXML(ctx, f.VM)
+	hv, err := g.d.virt()
+	if err != nil {
+		return err
+	}
+	xml, err := hv.DomainXML(ctx, f.VM)
 	if err != nil {
 		return fromHypervisor(err)
 	}
@@ -284,7 +300,11 @@ func (d *Daemon) attachDisk(ctx context.Context, g *group, disk diskFile, emit f
 		g.setProgress("first sync of "+disk.Name, done, total)
 		emit(progressEvent("sync "+disk.Name, phase, done, total, began))
 	}
-	err := d.virt().Attach(ctx, qmp.AttachSpec{VM: g.snapshot().VM, Target: disk.Name, Socket: disk.Socket, Export: disk.Name,
+	hv, err := d.virt()
+	if err != nil {
+		return err
+	}
+	err = hv.Attach(ctx, qmp.AttachSpec{VM: g.snapshot().VM, Target: disk.Name, Socket: disk.Socket, Export: disk.Name,
 		Size: disk.Size, ReconnectDelay: d.limits(g.name).ReconnectDelay}, progress)
 	if err != nil {
 		return fromHypervisor(err)
@@ -330,7 +350,11 @@ func (d *Daemon) rollBack(g *group, cause error) error {
 // attachedDisks names the disks of a group that its VM uses through kagami.
 func (d *Daemon) attachedDisks(ctx context.Context, g *group) ([]string, error) {
 	f := g.snapshot()
-	disks, err := d.virt().Disks(ctx, f.VM)
+	hv, err := d.virt()
+	if err != nil {
+		return nil, err
+	}
+	disks, err := hv.Disks(ctx, f.VM)
 	if err != nil {
 		return nil, fromHypervisor(err)
 	}
@@ -347,13 +371,10 @@ func (d *Daemon) attachedDisks(ctx context.Context, g *group) ([]string, error) 
 // already runs from the exports, the group goes on and compares; else it is
 // taken back.
 func (g *group) abandonProtect() error {
-	moved := g.d.virt() == nil
-	if !moved {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		names, err := g.d.attachedDisks(ctx, g)
-		moved = err != nil || len(names) > 0
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	names, err := g.d.attachedDisks(ctx, g)
+	moved := err != nil || len(names) > 0
 	if moved {
 		g.alarm("protect", "protect was broken off by the daemon's end; the first sync is taken up again")
 		return g.startSource()
@@ -373,9 +394,13 @@ func (g *group) abandonProtect() error {
 func (g *group) cancelCopies() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	hv, err := g.d.virt()
+	if err != nil {
+		return err
+	}
 	f := g.snapshot()
 	for _, disk := range f.Disks {
-		if err := g.d.virt().CancelCopy(ctx, f.VM, disk.Name, disk.Socket); err != nil {
+		if err := hv.CancelCopy(ctx, f.VM, disk.Name, disk.Socket); err != nil {
 			return fromHypervisor(err)
 		}
 	}

@@ -19,9 +19,9 @@ import (
 // pivoted; until its pivot it runs from its export as before. The images that
 // kagami kept here are removed afterwards, those at the replica are kept.
 func (d *Daemon) Unprotect(ctx context.Context, req control.UnprotectRequest, emit func(control.Event)) error {
-	g := d.find(req.VM)
-	if g == nil {
-		return notFound(fmt.Sprintf("site %s has no group %s", d.cfg.Site, req.VM), "kagami status lists the groups of this site")
+	g, err := d.lookup(req.VM)
+	if err != nil {
+		return err
 	}
 	if !g.op.TryLock() {
 		return refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
@@ -55,8 +55,8 @@ func (d *Daemon) planUnprotect(g *group, req control.UnprotectRequest) (map[stri
 	if f.VM == "" {
 		return nil, refused(g.name+" belongs to no VM", "take it out of the config file and restart the daemon")
 	}
-	if d.virt() == nil {
-		return nil, refused("libvirt is not enabled at this site", "set libvirt.enabled in the config file and restart the daemon")
+	if _, err := d.virt(); err != nil {
+		return nil, err
 	}
 	files := map[string]string{}
 	for _, disk := range f.Disks {
@@ -99,7 +99,11 @@ func (d *Daemon) detachDisk(ctx context.Context, g *group, disk diskFile, file s
 		return err
 	}
 	began := time.Now()
-	err = d.virt().Detach(ctx, qmp.DetachSpec{VM: f.VM, Target: disk.Name, Socket: disk.Socket, File: file}, func(done, total int64, phase string) {
+	hv, err := d.virt()
+	if err != nil {
+		return err
+	}
+	err = hv.Detach(ctx, qmp.DetachSpec{VM: f.VM, Target: disk.Name, Socket: disk.Socket, File: file}, func(done, total int64, phase string) {
 		emit(progressEvent("detach "+disk.Name, phase, done, total, began))
 	})
 	if err != nil {
