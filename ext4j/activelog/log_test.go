@@ -221,6 +221,33 @@ func TestGroupCommit(t *testing.T) {
 	})
 }
 
+// TestCancelDuringSync: a request that gives up while its batch is written leaves no pin behind.
+func TestCancelDuringSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := fault.NewFS(1)
+		var gate atomic.Pointer[chan struct{}]
+		f.SetHook(func(op fault.Op, _ string) error {
+			if g := gate.Load(); g != nil && op == fault.OpSync {
+				<-*g
+			}
+			return nil
+		})
+		l := open(t, f, 1)
+		hold := make(chan struct{})
+		gate.Store(&hold)
+		ctx, cancel := context.WithCancel(t.Context())
+		c := async(ctx, l, 0, 1)
+		waits(t, c)
+		cancel()
+		returns(t, c, context.Canceled)
+		d := async(t.Context(), l, 1, 1)
+		waits(t, d)
+		close(hold)
+		returns(t, d, nil)
+		must(t, l.Close())
+	})
+}
+
 func TestFastPath(t *testing.T) {
 	f := fault.NewFS(1)
 	l := open(t, f, 100)
