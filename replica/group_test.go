@@ -121,6 +121,30 @@ func TestAckAfterSync(t *testing.T) {
 	})
 }
 
+// TestSmallWindow: a source that may have little unacknowledged hears of what
+// was received before it must stop, though its epoch does not end.
+func TestSmallWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, 1)
+		s.mustOpen()
+		defer s.shut()
+		s.mustAttach(1)
+		man := manifest(1)
+		man.Window = 96 << 10
+		if _, err := s.g.Attach(man, false, s.ch); err != nil {
+			t.Fatal(err)
+		}
+		m := newStream(1, 1)
+		for i := range 20 {
+			m.write(0, i*40_000, pattern(30_000, 1))
+			s.receive(m.take())
+			if synctest.Wait(); s.acked().Received < epoch.LSN(i) {
+				t.Fatalf("%d records of 30000 bytes were sent, the window is %d, acknowledged is %+v", i+1, man.Window, s.acked())
+			}
+		}
+	})
+}
+
 func TestAttachRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, 1)

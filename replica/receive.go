@@ -205,7 +205,8 @@ func (g *Group) overlapping() (epoch.LSN, bool) {
 }
 
 // ackEvery is how many bytes may be spooled before the source hears of it
-// even though no epoch ended.
+// even though no epoch ended; less when the source's window is small. In a
+// resync, whose epoch does not end, the source may go on only when it hears.
 const ackEvery = 256 << 10
 
 // store appends due records to the spool. When it is full the rest waits.
@@ -269,7 +270,7 @@ func (g *Group) stored(r *epoch.Record) {
 		g.commitAt = r.LSN
 		g.cond.Broadcast()
 	}
-	if g.unacked >= ackEvery {
+	if g.unacked >= min(ackEvery, g.window/4) {
 		g.ackLocked()
 	}
 }
