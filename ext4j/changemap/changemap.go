@@ -13,11 +13,17 @@
 // All integers are little-endian. The bits carry no checksum and are written in
 // place: they only ever go from 0 to 1, so a write torn by a crash leaves each
 // byte old or new, and both are right: a bit that is set too early names a
-// region that merely need not be shipped, and one that is not set yet belongs
-// to a Mark that has not returned.
+// region that is compared in vain, and one that is not set yet belongs to a
+// Mark that has not returned. Every write of a block holds all bits that were
+// ever set in it, so that order does not matter either. What this does not
+// protect against is rot of the bits.
 //
 // Invariant: when Mark has returned nil, its regions' bits are durable; until
 // then nothing may be written to them.
+//
+// Open writes what it read again before its fdatasync: the last process may have
+// been killed before its own, or have seen it fail, after which the kernel
+// takes the blocks for clean although they never reached the disk.
 package changemap
 
 import (
@@ -25,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"math/bits"
 	"path/filepath"
@@ -80,7 +87,8 @@ func Open(fsys images.FS, path string, disk epoch.UUID, diskSize, regionBytes in
 	head := header(disk, diskSize, regionBytes)
 	f, err := fsys.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := create(fsys, path, head, n); err != nil {
+		// Complete and durable, or not there at all; full of zeros, so that later commits only overwrite.
+		if err := images.WriteFileAtomic(fsys, path, append(head[:blockBytes:blockBytes], make([]byte, n)...), 0o600); err != nil {
 			return nil, fmt.Errorf("make record of changes: %w", err)
 		}
 		f, err = fsys.Open(path)
@@ -89,7 +97,7 @@ func Open(fsys images.FS, path string, disk epoch.UUID, diskSize, regionBytes in
 		return nil, fmt.Errorf("open record of changes: %w", err)
 	}
 	m.f = f
-	if err := m.load(head); err != nil {
+	if err := m.load(fsys, path, head); err != nil {
 		return nil, errors.Join(fmt.Errorf("read record of changes %s: %w", path, err), f.Close())
 	}
 	return m, nil
@@ -106,39 +114,26 @@ func header(disk epoch.UUID, diskSize, regionBytes int64) []byte {
 	return b
 }
 
-// create makes an empty map under its name, complete and durable, or not at
-// all: temp file, zero-filled so that later commits only overwrite, fdatasync,
-// rename, fsync of the folder.
-func create(fsys images.FS, path string, head []byte, n int64) error {
-	temp := path + images.TempSuffix
-	if err := fsys.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove leftover %s: %w", temp, err)
+// load reads the map and makes durable what it read, its name included.
+func (m *Map) load(fsys images.FS, path string, head []byte) error {
+	if err := m.f.Lock(); err != nil {
+		return fmt.Errorf("lock: %w", err)
 	}
-	f, err := fsys.Create(temp, 0o600)
-	if err != nil {
-		return err
+	if err := fsys.SyncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("fsync folder: %w", err)
 	}
-	if _, err = f.WriteAt(append(head, make([]byte, n)...), 0); err == nil {
-		err = f.Datasync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := fsys.Rename(temp, path); err != nil {
-		return err
-	}
-	return fsys.SyncDir(filepath.Dir(path))
-}
-
-func (m *Map) load(head []byte) error {
 	b := make([]byte, blockBytes+len(m.durable))
-	if n, err := m.f.ReadAt(b, 0); n < len(b) {
-		return fmt.Errorf("%w: %d bytes of %d: %w", ErrCorrupt, n, len(b), err)
+	if n, err := m.f.ReadAt(b, 0); errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: %d bytes of %d", ErrCorrupt, n, len(b))
+	} else if err != nil {
+		return fmt.Errorf("read: %w", err)
 	}
 	if string(b[:blockBytes]) != string(head) {
 		return fmt.Errorf("%w: its header is damaged or describes another disk", ErrCorrupt)
 	}
-	// What an earlier life of the daemon wrote may not be durable yet.
+	if _, err := m.f.WriteAt(b, 0); err != nil {
+		return fmt.Errorf("rewrite: %w", err)
+	}
 	if err := m.f.Datasync(); err != nil {
 		return fmt.Errorf("fdatasync: %w", err)
 	}
@@ -200,7 +195,7 @@ func (m *Map) commitLocked() {
 			copy(m.durable[b*blockBytes:], bits)
 		}
 	} else if m.err == nil {
-		m.err = err
+		m.err = fmt.Errorf("record of changes has failed: %w", err)
 	}
 	m.cond.Broadcast()
 }
@@ -245,13 +240,14 @@ func (m *Map) Count() int {
 func (m *Map) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if errors.Is(m.err, ErrClosed) {
+		return ErrClosed
+	}
+	m.err = errors.Join(ErrClosed, m.err)
+	m.cond.Broadcast()
 	for m.busy {
 		m.cond.Wait()
 	}
-	if m.err == nil {
-		m.err = ErrClosed
-	}
-	m.cond.Broadcast()
 	if err := m.f.Close(); err != nil {
 		return fmt.Errorf("close record of changes: %w", err)
 	}

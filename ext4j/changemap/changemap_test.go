@@ -123,6 +123,9 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("mark of %d bytes at %d was accepted", r[1], r[0])
 		}
 	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := Open(fsys, "/m", epoch.UUID{9}, size, region); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("map of another disk: %v", err)
 	}
