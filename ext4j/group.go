@@ -21,6 +21,8 @@ type Recorder interface {
 	Acquire(ctx context.Context, disk uint32, off, n int64) error
 	// Release unpins; the pwrite has returned and last is the newest record that touched the range.
 	Release(disk uint32, off, n int64, last epoch.LSN)
+	// Begin starts a session in which the replica has everything up to acked.
+	Begin(session uint64, acked epoch.LSN)
 	// Acked tells that the replica has every record up to lsn.
 	Acked(lsn epoch.LSN)
 	// SyncBegin and SyncEnd bracket an fdatasync of the disk's image that succeeded.
@@ -121,6 +123,7 @@ func NewGroup(o Options) *Group {
 // scan that follows ships it. FLUSHes that were waiting wait for the end of
 // that scan: a session without hold may begin only before the gate first opens.
 func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold bool) {
+	g.rec.Begin(session, next-1)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.lineage, g.session = lineage, session

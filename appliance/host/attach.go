@@ -160,6 +160,8 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d, it had acknowledged %d", resp.Pos.LSN, s.eng.Stats().Ack))
 	case s.compare != "":
 		return s.planCompare(s.compare)
+	case s.behindFloor(resp.Pos):
+		return s.planCompare(fmt.Sprintf("the replica stands at record %d of session %d and had acknowledged more", resp.Pos.LSN, resp.Pos.Session))
 	case s.clean != nil && s.clean.Pos == resp.Pos && resp.Complete:
 		return plan{begin: true, why: "both sites stopped at the same record"}
 	case s.clean != nil:
@@ -167,6 +169,13 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 	default:
 		return plan{begin: true, hold: true, what: "resync", hashes: true, scan: s.active, why: "the source was not stopped cleanly"}
 	}
+}
+
+// behindFloor tells whether the replica is before a position that regions have
+// left the active log for.
+func (s *source) behindFloor(p epoch.Pos) bool {
+	f := s.floor
+	return p.Session < f.Session || p.Session == f.Session && p.LSN < f.LSN
 }
 
 // planResumed goes on with the session; a first sync that the lost link broke
@@ -291,14 +300,8 @@ func (s *source) hold(ctx context.Context, d time.Duration) {
 // releasePins lets the regions that an earlier life of the daemon left in the
 // active log leave it in the usual way: the resync has covered them.
 func (s *source) releasePins() {
-	last := s.eng.Stats().Close // the resync's own, or a later one
-	for _, r := range s.pins {
-		off := int64(r.Index) * regionBytes
-		if s.log.Acquire(context.Background(), r.Disk, off, regionBytes) == nil {
-			s.log.Release(r.Disk, off, regionBytes, last)
-		}
-	}
-	s.pins, s.active = nil, nil
+	s.log.Adopt(s.eng.Stats().Close) // the resync's own, or a later one
+	s.active = nil
 }
 
 func (s *source) scan(ctx context.Context, what string, ranges []ext4j.Range, h ext4j.Hasher, look func()) error {

@@ -32,13 +32,13 @@ type source struct {
 	wg      sync.WaitGroup
 
 	// What the goroutine in attach.go knows; no other touches it.
-	active     []ext4j.Range // may differ from before this start
-	pins       []activelog.Region
-	compare    string     // why everything must be compared; "": nothing says so
-	clean      *cleanMark // the last stop left nothing to resync
-	begun      bool       // the ext4j group has a session
-	unfinished *plan      // a resync that was broken off
-	empty      bool       // images made just now: a block copy will fill them
+	active     []ext4j.Range   // may differ from before this start
+	floor      activelog.Floor // what the replica has acknowledged at least, as of an earlier life
+	compare    string          // why everything must be compared; "": nothing says so
+	clean      *cleanMark      // the last stop left nothing to resync
+	begun      bool            // the ext4j group has a session
+	unfinished *plan           // a resync that was broken off
+	empty      bool            // images made just now: a block copy will fill them
 
 	finish chan chan error // asks the goroutine to end a first sync
 
@@ -141,7 +141,7 @@ func (s *source) openLog(f *groupFile) error {
 	if err != nil {
 		return fmt.Errorf("open active log: %w", err)
 	}
-	s.log, s.pins, s.active = log, regions, ranges(regions)
+	s.log, s.active, s.floor = log, ranges(regions), log.Floor()
 	return nil
 }
 

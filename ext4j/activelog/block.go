@@ -22,11 +22,14 @@ import (
 //	  38  u16  additions
 //	  40  16 B group
 //	  56  u64  bytes of a region
-//	  64  u64  entries: removals, then additions; disk slot << 48 | region number
+//	  64  u64  session of the floor
+//	  72  u64  LSN of the floor: what the replica had acknowledged when this was
+//	           written, and so at least what removals so far relied on
+//	  80  u64  entries: removals, then additions; disk slot << 48 | region number
 //	4092  u32  CRC32C of bytes 0..4092
 const (
 	blockBytes   = 4096
-	entriesAt    = 64
+	entriesAt    = 80
 	sumAt        = 4092
 	blockEntries = (sumAt - entriesAt) / 8
 	logMagic     = "KAGAMIAL"
@@ -56,6 +59,7 @@ type block struct {
 	batch       uint32
 	group       epoch.UUID
 	regionBytes uint64
+	floor       Floor
 	removals    []key
 	additions   []key
 }
@@ -75,6 +79,8 @@ func (b *block) append(dst []byte) []byte {
 	le.PutUint16(p[38:], uint16(len(b.additions)))
 	copy(p[40:], b.group[:])
 	le.PutUint64(p[56:], b.regionBytes)
+	le.PutUint64(p[64:], b.floor.Session)
+	le.PutUint64(p[72:], uint64(b.floor.LSN))
 	at := entriesAt
 	for _, list := range [][]key{b.removals, b.additions} {
 		for _, k := range list {
@@ -100,7 +106,7 @@ func decodeBlock(p []byte) (block, error) {
 		return block{}, fmt.Errorf("active log needs features %#x, not known to this release", f)
 	}
 	b := block{generation: le.Uint64(p[16:]), number: le.Uint32(p[24:]), snapshot: le.Uint32(p[28:]), batch: le.Uint32(p[32:]),
-		regionBytes: le.Uint64(p[56:])}
+		regionBytes: le.Uint64(p[56:]), floor: Floor{le.Uint64(p[64:]), epoch.LSN(le.Uint64(p[72:]))}}
 	copy(b.group[:], p[40:56])
 	nr, na := int(le.Uint16(p[36:])), int(le.Uint16(p[38:]))
 	if nr+na > blockEntries || b.snapshot == 0 || b.batch > b.number {
@@ -179,6 +185,7 @@ type state struct {
 	generation uint64 // the highest seen anywhere
 	group      epoch.UUID
 	region     uint64 // bytes
+	floor      Floor  // the newest
 }
 
 // replay reads a whole file, two halves of equal size.
@@ -207,6 +214,7 @@ func replay(p []byte) (state, error) {
 	s.set, s.blocks = map[key]bool{}, len(best.blocks)
 	s.group, s.region = best.blocks[0].group, best.blocks[0].regionBytes
 	for _, b := range best.blocks {
+		s.floor = b.floor
 		for _, k := range b.removals {
 			delete(s.set, k)
 		}

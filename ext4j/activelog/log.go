@@ -52,6 +52,14 @@ type Region struct {
 	Index uint64 // offset / RegionBytes
 }
 
+// Floor is a position that the replica had acknowledged and that regions have
+// left the log for. A replica that is before it, by session and then by LSN, has
+// lost what it acknowledged: the log does not name all that may differ from it.
+type Floor struct {
+	Session uint64
+	LSN     epoch.LSN
+}
+
 // Log is an open active log. All methods are safe for concurrent use.
 type Log struct {
 	o     Options
@@ -64,6 +72,9 @@ type Log struct {
 
 	mu      sync.Mutex
 	set     *set
+	session uint64    // of set.acked; 0: none has begun
+	base    epoch.LSN // what had been acknowledged when it began
+	prior   Floor     // the floor until more is
 	queue   []*request
 	removed []key // left the set; not written yet
 	starved bool  // the first in the queue waits for regions to leave
@@ -79,7 +90,7 @@ type request struct {
 }
 
 // Open opens the log, making it when the file is missing, and returns the
-// recovered set, sorted. Recovered regions stay until Clear. When Open returns,
+// recovered set, sorted. Recovered regions stay until Adopt or Clear. When Open returns,
 // the set is durable.
 func Open(fsys images.FS, path string, o Options) (*Log, []Region, error) {
 	if err := o.check(); err != nil {
@@ -89,7 +100,7 @@ func Open(fsys images.FS, path string, o Options) (*Log, []Region, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open active log %s: %w", path, err)
 	}
-	l := &Log{o: o, file: f, set: newSet(o.MaxRegions, kept), room: make(chan struct{}, 1), kick: make(chan struct{}, 1), ended: make(chan struct{})}
+	l := &Log{o: o, file: f, prior: f.floor, set: newSet(o.MaxRegions, kept), room: make(chan struct{}, 1), kick: make(chan struct{}, 1), ended: make(chan struct{})}
 	go l.writer()
 	return l, regions(kept), nil
 }
@@ -182,6 +193,43 @@ func (l *Log) Release(disk uint32, off, n int64, last epoch.LSN) {
 	if err != nil {
 		l.fail(err)
 	}
+	l.ask()
+}
+
+// Floor is the newest one: recovered, or of the present session.
+func (l *Log) Floor() Floor {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.floor()
+}
+
+// floor is Floor with mu held.
+func (l *Log) floor() Floor {
+	if l.set.acked <= l.base {
+		return l.prior
+	}
+	return Floor{l.session, l.set.acked}
+}
+
+// Begin starts a session in which the replica has acknowledged everything up
+// to acked; LSNs go on from there, even if an earlier session had come further.
+func (l *Log) Begin(session uint64, acked epoch.LSN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.prior = l.floor(); l.prior.LSN > acked {
+		l.prior = Floor{} // the replica fell back, and is compared as a whole
+	}
+	l.session, l.base, l.set.acked = session, acked, acked
+	l.progress()
+}
+
+// Adopt lets recovered regions leave in the usual way: what they hold was
+// shipped by records up to last.
+func (l *Log) Adopt(last epoch.LSN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.set.adopt(last)
+	l.progress()
 	l.ask()
 }
 

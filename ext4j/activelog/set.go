@@ -12,7 +12,7 @@ type entry struct {
 	key     key
 	pins    int
 	durable bool // its addition is durable
-	kept    bool // recovered: stays until Clear
+	kept    bool // recovered: stays until adopt
 	last    epoch.LSN
 	written uint64 // the set's clock at the last unpin after a write; 0: never
 }
@@ -80,6 +80,18 @@ func (s *set) unpin(sp span, written bool, last epoch.LSN) bool {
 		}
 	}
 	return ok
+}
+
+// adopt makes recovered regions like others that records up to last have written.
+func (s *set) adopt(last epoch.LSN) {
+	for _, e := range s.entries {
+		if !e.kept {
+			continue
+		}
+		s.clock++
+		e.kept, e.written, e.last = false, s.clock, max(e.last, last)
+		s.disk(e.key.region().Disk).written = s.clock
+	}
 }
 
 func (s *set) disk(slot uint32) *disk {

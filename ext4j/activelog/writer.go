@@ -39,6 +39,7 @@ func (l *Log) round() bool {
 		return false
 	}
 	l.removed = nil
+	l.file.floor = l.floor()
 	l.mu.Unlock()
 	// Durability: the additions are durable before any of their requests returns.
 	err := l.file.append(l.o, removed, added, l.keys)
@@ -129,6 +130,7 @@ func (l *Log) Clear() error {
 	}
 	clear(l.set.entries)
 	l.removed = nil
+	l.file.floor = l.floor()
 	l.mu.Unlock()
 	// Durability: until this returns, the old half counts.
 	err := l.file.begin(l.o, nil)
