@@ -22,6 +22,7 @@ type domain interface {
 	resume() error
 	destroy() error
 	undefine() error
+	autostart() error
 	freeze() error
 	thaw() error
 	monitor() gq.Monitor

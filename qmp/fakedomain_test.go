@@ -180,5 +180,6 @@ func (d *fakeDomain) startPaused() error { return d.fails["start"] }
 func (d *fakeDomain) resume() error      { return d.fails["resume"] }
 func (d *fakeDomain) destroy() error     { return d.fails["destroy"] }
 func (d *fakeDomain) undefine() error    { return d.fails["undefine"] }
+func (d *fakeDomain) autostart() error   { return d.fails["autostart"] }
 func (d *fakeDomain) freeze() error      { return d.fails["freeze"] }
 func (d *fakeDomain) thaw() error        { return d.fails["thaw"] }

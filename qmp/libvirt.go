@@ -265,6 +265,8 @@ func (d *libvirtDomain) undefine() error {
 		libvirt.DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.DOMAIN_UNDEFINE_KEEP_TPM))
 }
 
+func (d *libvirtDomain) autostart() error { return plain(d.d.SetAutostart(true)) }
+
 func (d *libvirtDomain) monitor() gq.Monitor { return d.newMonitor() }
 
 func (d *libvirtDomain) newMonitor() *Monitor {

@@ -176,6 +176,11 @@ func (l *Libvirt) Undefine(ctx context.Context, vm string) error {
 	return l.do(ctx, vm, "undefine", (domain).undefine)
 }
 
+// Autostart makes libvirt start the VM when the host boots.
+func (l *Libvirt) Autostart(ctx context.Context, vm string) error {
+	return l.do(ctx, vm, "set autostart of", (domain).autostart)
+}
+
 // Freeze makes the guest agent flush and freeze the guest's file systems.
 func (l *Libvirt) Freeze(ctx context.Context, vm string) error {
 	return l.do(ctx, vm, "freeze the file systems of", (domain).freeze)

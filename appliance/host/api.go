@@ -1,7 +1,11 @@
 package host
 
 import (
+	"errors"
+	"fmt"
+	"net"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -20,3 +24,32 @@ func (d *Daemon) metrics() http.Handler {
 	reg.MustRegister(collector{d}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 }
+
+// scraper serves metrics over TCP, for a Prometheus that is not on this host.
+type scraper struct {
+	l    net.Listener
+	http *http.Server
+}
+
+// listenMetrics opens the address of the config file's metrics; nil where there is none.
+func (d *Daemon) listenMetrics() (*scraper, error) {
+	if d.cfg.Metrics == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", d.cfg.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("listen for metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", d.metrics())
+	return &scraper{l, &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}}, nil
+}
+
+func (s *scraper) serve() error {
+	if err := s.http.Serve(s.l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
+}
+
+func (s *scraper) close() error { return s.http.Close() }

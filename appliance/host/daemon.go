@@ -175,12 +175,20 @@ func (d *Daemon) serve(ctx context.Context) error {
 		d.stopGroups()
 		return errors.Join(err, peers.Close(), api.Close())
 	}
+	scrape, err := d.listenMetrics()
+	if err != nil {
+		d.stopGroups()
+		return errors.Join(err, peers.Close(), api.Close())
+	}
 	linkCtx, stopLinks := context.WithCancel(context.Background())
 	defer stopLinks()
 	for _, l := range d.links {
 		d.wg.Go(func() { l.Run(linkCtx) })
 	}
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
+	if scrape != nil {
+		d.wg.Go(func() { failed <- scrape.serve() })
+	}
 	d.wg.Go(func() { failed <- d.server.Serve(peers) })
 	web := d.controlServer()
 	d.wg.Go(func() { failed <- web.Serve(api) })
@@ -196,6 +204,9 @@ func (d *Daemon) serve(ctx context.Context) error {
 	d.log.Info("stopping")
 	cancel()
 	web.Close()
+	if scrape != nil {
+		err = errors.Join(err, scrape.close())
+	}
 	d.drainGroups() // needs the links
 	stopLinks()
 	err = errors.Join(err, ignoreClosed(peers.Close()))

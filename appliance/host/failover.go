@@ -280,6 +280,11 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 	}); err != nil {
 		return err
 	}
+	if c := d.groupConfig(g.name); c != nil && c.Domain != nil && c.Domain.Autostart {
+		if err := d.virt().Autostart(ctx, name); err != nil {
+			return fromHypervisor(err)
+		}
+	}
 	say(emit, "start", "starting VM %s", name)
 	var exports []qmp.Served
 	for _, df := range f.Disks {

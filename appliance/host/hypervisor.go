@@ -24,6 +24,7 @@ type Hypervisor interface {
 	Define(ctx context.Context, xml string) error
 	Start(ctx context.Context, vm string, disks ...qmp.Served) error
 	Resume(ctx context.Context, vm string) error
+	Autostart(ctx context.Context, vm string) error
 	QEMUUser(ctx context.Context) (uid, gid int, err error)
 	HasNetwork(ctx context.Context) (func(name string) bool, error)
 	Supervise(ctx context.Context) (<-chan qmp.Event, error)
