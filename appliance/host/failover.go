@@ -281,7 +281,7 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 		return err
 	}
 	if c := d.groupConfig(g.name); c != nil && c.Domain != nil && c.Domain.Autostart {
-		if err := d.virt().Autostart(ctx, name); err != nil {
+		if err := hv.Autostart(ctx, name); err != nil {
 			return fromHypervisor(err)
 		}
 	}
