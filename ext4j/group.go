@@ -78,6 +78,7 @@ type Group struct {
 	q       queue
 	acked   epoch.LSN // durable at the replica
 	closed  epoch.LSN // LSN of the last Close record
+	shift   epoch.LSN // see mark
 	open    openEpoch
 	hold    bool      // a resync: epochs stay open, memory is freed on receipt
 	floor   epoch.LSN // the resync's Close record; unreachable while it is not known
@@ -127,6 +128,7 @@ func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold b
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.lineage, g.session = lineage, session
+	g.shift = max(g.q.next()+g.shift, next) - next
 	g.q.reset(next)
 	g.acked, g.closed = next-1, next-1
 	g.open, g.marks = openEpoch{}, nil
@@ -267,11 +269,17 @@ func (g *Group) wakeAtEnd(ctx context.Context) func() bool {
 	})
 }
 
-// append gives r the next LSN and queues it. The caller holds the range lock
-// and has completed the pwrite.
+// mark is an LSN of the present session as the recorder knows it: above every
+// one of the sessions before, which may have come further than where the
+// present one began. Without that, regions of an earlier session would wait for
+// acknowledgements that this one does not reach.
+func (g *Group) markLocked(l epoch.LSN) epoch.LSN { return l + g.shift }
+
+// append gives r the next LSN and queues it. It returns the mark to release
+// its region with. The caller holds the range lock and has completed the pwrite.
 func (g *Group) append(r epoch.Record) epoch.LSN {
 	g.mu.Lock()
-	lsn := g.appendLocked(r)
+	mark := g.markLocked(g.appendLocked(r))
 	if g.open.bytes >= g.limits.EpochBytes {
 		g.closeLocked(epoch.BySize)
 	}
@@ -280,7 +288,7 @@ func (g *Group) append(r epoch.Record) epoch.LSN {
 	if wake != nil {
 		wake()
 	}
-	return lsn
+	return mark
 }
 
 func (g *Group) appendLocked(r epoch.Record) epoch.LSN {
@@ -419,10 +427,15 @@ func (g *Group) Acked(session uint64, received, durable epoch.LSN) error {
 			g.ackTime, g.marks = g.marks[0].at, g.marks[1:]
 		}
 	}
-	acked := g.acked
+	mark := g.markLocked(g.acked)
+	// Until a resync is acknowledged, what earlier sessions left unacknowledged
+	// is not at the replica, whatever the numbers say.
+	behind := g.hold || g.floor != ^epoch.LSN(0) && g.acked < g.floor
 	g.cond.Broadcast()
 	g.mu.Unlock()
-	g.rec.Acked(acked)
+	if !behind {
+		g.rec.Acked(mark)
+	}
 	return nil
 }
 

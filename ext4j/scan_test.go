@@ -227,6 +227,47 @@ func TestScanPassesFullRecorder(t *testing.T) {
 	}
 }
 
+// TestRecorderAcrossSessions: a session may begin below where the one before
+// had come to, because the replica lost something. A region that the earlier one
+// wrote may leave the record when the resync is acknowledged, not before, and
+// need not wait until the numbers have caught up.
+func TestRecorderAcrossSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t, Options{})
+		defer r.close()
+		for i := range int64(30) {
+			if err := r.disk[0].WriteAt(fill(512, byte(i)), i*512, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		old := r.rec.lasts[0]
+		r.ship()
+		r.g.Begin(epoch.UUID{9}, 2, 5, true)
+		if err := r.disk[0].WriteAt(fill(512, 99), 0, false); err != nil {
+			t.Fatal(err)
+		}
+		if now := r.rec.lasts[0]; now <= old {
+			t.Errorf("the record of changes is told %d after %d", now, old)
+		}
+		if err := r.g.Acked(2, r.ship(), 4); err != nil {
+			t.Fatal(err)
+		}
+		end := r.call(func() error { _, err := r.g.FinishScan(context.Background()); return err })
+		synctest.Wait()
+		last := r.ship()
+		if err := r.g.Acked(2, last, 4); err != nil {
+			t.Fatal(err)
+		}
+		if r.rec.acked >= old {
+			t.Errorf("before the resync's end %d counts as acknowledged; %d is not at the replica", r.rec.acked, old)
+		}
+		r.ack(2, last)
+		if err := end.wait(); err != nil || r.rec.acked < r.rec.lasts[0] {
+			t.Errorf("after the resync %d is acknowledged, %d was written: %v", r.rec.acked, r.rec.lasts[0], err)
+		}
+	})
+}
+
 // TestRelieve: when the recorder needs room, the epoch is closed and the
 // images are made durable.
 func TestRelieve(t *testing.T) {
