@@ -103,6 +103,19 @@ func (s *Site) shutdown() error {
 	return errors.Join(err, dir.Close())
 }
 
+// Sync brings everything at the site to its disk: what was set up before the
+// daemon first ran is not what a loss of power may take.
+func (s *Site) Sync() error {
+	if s.disk == "" {
+		return nil
+	}
+	dir, err := os.Open(s.path())
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(dir.Fd())), dir.Close())
+}
+
 // WriteOut brings part of a file to the site's disk, as the kernel may at any
 // moment: its data, not what belongs to it.
 func WriteOut(path string, off, n int64) error {

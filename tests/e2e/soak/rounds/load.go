@@ -47,9 +47,9 @@ func (w *Raw) Start(ctx context.Context) error {
 	w.life++
 	w.errs, w.clients = nil, nil
 	for i, d := range w.group.Disks {
-		c, err := raw.Dial(ctx, "unix", w.r.Main.Socket(w.group.Name, d.Name), d.Name)
+		c, err := Dial(ctx, w.r.Main, w.group.Name, d.Name)
 		if err != nil {
-			return fmt.Errorf("connect to disk %s: %w", d.Name, err)
+			return err
 		}
 		w.clients = append(w.clients, c)
 		l := w.Shape
@@ -62,6 +62,24 @@ func (w *Raw) Start(ctx context.Context) error {
 		})
 	}
 	return nil
+}
+
+// Dial connects to a disk's export. A daemon that has just been started may
+// not have opened its sockets yet.
+func Dial(ctx context.Context, site *stage.Site, group, disk string) (*raw.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		c, err := raw.Dial(ctx, "unix", site.Socket(group, disk), disk)
+		if err == nil {
+			return c, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connect to disk %s of group %s at site %s: %w", disk, group, site.Name, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // Crashed waits for the end of a load whose server was killed, and settles
@@ -121,9 +139,9 @@ func (w *Raw) Answered() int {
 func (w *Raw) Check(ctx context.Context, site *stage.Site, o raw.Options) (raw.Report, error) {
 	var images []io.ReaderAt
 	for _, d := range w.group.Disks {
-		c, err := raw.Dial(ctx, "unix", site.Socket(w.group.Name, d.Name), d.Name)
+		c, err := Dial(ctx, site, w.group.Name, d.Name)
 		if err != nil {
-			return raw.Report{}, fmt.Errorf("connect to disk %s at site %s: %w", d.Name, site.Name, err)
+			return raw.Report{}, err
 		}
 		defer c.Kill()
 		images = append(images, c)
@@ -165,12 +183,18 @@ const patience = 60 * time.Second
 // Start mounts the disk, with mkfs after making an ext4 on it, and lets a new
 // workload go, in a folder of its own.
 func (f *Files) Start(ctx context.Context, mkfs bool) error {
+	c, err := Dial(ctx, f.r.Main, f.group, f.disk) // QEMU tries once
+	if err != nil {
+		return err
+	}
+	c.Kill()
 	m, err := acked.MountNBD(ctx, acked.NBDOptions{Socket: f.r.Main.Socket(f.group, f.disk), Export: f.disk,
 		Bridge: acked.StorageDaemon, Reconnect: patience, Mkfs: mkfs})
 	if err != nil {
 		return err
 	}
 	f.mount = m
+	context.AfterFunc(ctx, m.Kill) // what waits for a daemon that does not answer ends too
 	return f.begin()
 }
 
@@ -246,6 +270,11 @@ func (f *Files) Stop() error {
 
 // Check mounts the disk at a site and looks for everything acknowledged.
 func (f *Files) Check(ctx context.Context, site *stage.Site) error {
+	c, err := Dial(ctx, site, f.group, f.disk)
+	if err != nil {
+		return err
+	}
+	c.Kill()
 	m, err := acked.MountNBD(ctx, acked.NBDOptions{Socket: site.Socket(f.group, f.disk), Export: f.disk, Bridge: acked.NBDFuse})
 	if err != nil {
 		return err

@@ -117,7 +117,7 @@ func (r *Rig) declare() error {
 		return err
 	}
 	_, err = f.WriteString(b.String())
-	return errors.Join(err, f.Close())
+	return errors.Join(err, f.Close(), r.Main.Sync(), r.DR.Sync())
 }
 
 // Image is a disk's image at the main site.
