@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"slices"
 
@@ -64,6 +63,12 @@ func (a *acceptor) Attach(_ context.Context, p replica.Peer, req wire.AttachRequ
 		return nil, none, wire.Errorf(wire.CodeFailed, "group %s is %s at site %s", m.Name, g.current(), a.d.cfg.Site)
 	}
 	resp, err := rep.Attach(m, req.Resync, ch)
+	var werr *wire.Error
+	if errors.As(err, &werr) && werr.Code == wire.CodeFenced && g.snapshot().Role == RoleReplica {
+		// Sealed, but a failover that does not get as far as the promotion is
+		// taken back: this source is not superseded yet.
+		err = wire.Errorf(wire.CodeBusy, "a failover of group %s is under way at site %s", m.Name, a.d.cfg.Site)
+	}
 	if err != nil {
 		return nil, none, err
 	}
@@ -78,14 +83,16 @@ func denied(p replica.Peer, group string) *wire.Error {
 // groupFor returns the replica that a manifest describes.
 func (a *acceptor) groupFor(p replica.Peer, req wire.AttachRequest) (*group, error) {
 	m, d := req.Manifest, a.d
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	g := d.groups[m.Name]
-	if g == nil && !req.Create {
+	if d.find(m.Name) == nil && !req.Create {
 		return nil, wire.Errorf(wire.CodeNotFound, "site %s has no group %s", d.cfg.Site, m.Name)
 	}
-	if g == nil {
+	g, err := d.take(m.Name)
+	if err == nil {
+		defer d.untake(m.Name)
 		return d.newReplica(m, p.Site())
+	}
+	if g == nil {
+		return nil, wire.Errorf(wire.CodeBusy, "site %s is making a group %s just now", d.cfg.Site, m.Name)
 	}
 	f := g.snapshot()
 	switch {
@@ -111,19 +118,20 @@ func (d *Daemon) roomFor(m wire.Manifest) error {
 	return images.CheckSpace(d.fs, d.cfg.StateDir, need)
 }
 
-// newReplica makes and starts a group; the caller holds Daemon.mu.
+// newReplica makes and starts a group whose name is taken. A failure leaves nothing.
 func (d *Daemon) newReplica(m wire.Manifest, site string) (*group, error) {
 	if err := d.roomFor(m); err != nil {
 		return nil, wire.Errorf(wire.CodeNoSpace, "no space for images and spool at site %s: %v", d.cfg.Site, err)
 	}
 	g, err := d.makeReplica(m, site)
+	if err == nil {
+		err = g.startReplica(true)
+	}
 	if err != nil {
+		err = errors.Join(err, g.removeImages(), g.removeFolder())
 		return nil, wire.Errorf(wire.CodeFailed, "site %s cannot make the replica: %v", d.cfg.Site, err)
 	}
-	if err := g.startReplica(true); err != nil {
-		return nil, wire.Errorf(wire.CodeFailed, "site %s cannot open the replica: %v", d.cfg.Site, err)
-	}
-	d.groups[m.Name] = g
+	d.add(g)
 	return g, nil
 }
 
@@ -221,44 +229,17 @@ func (a *acceptor) remove(p replica.Peer, req wire.RemoveRequest) error {
 	if err := g.stop(); err != nil {
 		g.note(fmt.Sprintf("while removing: %v", err))
 	}
-	if err := g.removeState(req.Purge); err != nil {
+	if req.Purge {
+		if err := g.removeImages(); err != nil {
+			return err
+		}
+	}
+	if err := g.removeFolder(); err != nil {
 		return err
 	}
 	g.note("removed on request of site " + p.Site())
 	a.d.forget(g)
 	return nil
-}
-
-// removeState deletes a stopped group's folder, its file first: without it the
-// rest is debris. Images are deleted only if purge.
-func (g *group) removeState(purge bool) error {
-	fsys := g.d.fs
-	if err := fsys.Remove(g.dir + "/group.json"); err != nil {
-		return fmt.Errorf("remove group file: %w", err)
-	}
-	if err := fsys.SyncDir(g.dir); err != nil {
-		return fmt.Errorf("fsync group folder: %w", err)
-	}
-	if err := removeTree(g.dir); err != nil {
-		return fmt.Errorf("remove group folder: %w", err)
-	}
-	if !purge {
-		return nil
-	}
-	var errs []error
-	for _, d := range g.snapshot().Disks {
-		if !d.Declared {
-			errs = append(errs, ignoreNotExist(fsys.Remove(d.Image)))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func ignoreNotExist(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // maxXML bounds a domain's definition, bytes.

@@ -36,6 +36,7 @@ func (s *source) follow(ctx context.Context) {
 		if ctx.Err() != nil || s.eng.Err() != nil {
 			return
 		}
+		s.noteRefusal(err)
 		if errors.Is(err, errSuperseded) {
 			s.fence(err)
 			return
@@ -66,8 +67,13 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := context.AfterFunc(sessContext(sess, ctx), func() { cancel(errLinkLost) })
-	defer stop()
+	s.wg.Go(func() {
+		select {
+		case <-sess.Done():
+			cancel(errLinkLost)
+		case <-ctx.Done():
+		}
+	})
 	if p.begin {
 		f := s.g.snapshot()
 		s.setBase(resp.Pos)
@@ -83,35 +89,40 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 	if err := s.catchUp(ctx, sess, p, resp); err != nil {
 		return err
 	}
-	for {
+	if p.what == "first sync" {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case done := <-s.finish:
-			done <- s.endFirstSync(ctx)
+		case <-s.filled:
 		}
+		if err := s.endFirstSync(ctx); err != nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// noteRefusal keeps a peer's refusal for the command that waits for it. What
+// passes by itself is none.
+func (s *source) noteRefusal(err error) {
+	var werr *wire.Error
+	if !errors.As(err, &werr) || werr.Code == wire.CodeBusy || werr.Code == wire.CodeStale {
+		return
+	}
+	select {
+	case s.refused <- err:
+	default:
 	}
 }
 
 var errLinkLost = errors.New("link lost")
 
-// sessContext is a context that ends with the session.
-func sessContext(sess *ship.Session, parent context.Context) context.Context {
-	ctx, cancel := context.WithCancel(parent)
-	go func() {
-		defer cancel()
-		select {
-		case <-sess.Done():
-		case <-parent.Done():
-		}
-	}()
-	return ctx
-}
-
 func (s *source) attach(ctx context.Context, sess *ship.Session) (wire.AttachResponse, error) {
 	var resp wire.AttachResponse
 	f := s.g.snapshot()
 	req := wire.AttachRequest{Manifest: f.manifest(s.limits.QueueBytes), Create: !f.Complete}
+	s.asked.Store(true)
 	err := sess.Call(ctx, wire.MethodAttach, req, &resp)
 	var werr *wire.Error
 	if errors.As(err, &werr) && werr.Code == wire.CodeFenced {
@@ -184,8 +195,11 @@ func (s *source) planResumed(f *groupFile) plan {
 	if s.unfinished != nil { // its last records were on the way when the link was lost
 		s.resynced()
 	}
-	if f.Complete || s.empty {
+	switch {
+	case f.Complete:
 		return plan{why: "everything unacknowledged is sent again"}
+	case s.empty:
+		return plan{what: "first sync", why: "the block copy goes on"}
 	}
 	return plan{what: "first sync", hashes: true, why: "the first sync goes on"}
 }
@@ -201,10 +215,10 @@ func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan, resp w
 		s.g.input(Attached, p.why)
 		s.markSynced()
 		return nil
-	case p.what == "first sync" && s.empty:
+	case p.what == "first sync" && s.empty && !p.hashes:
 		s.g.input(SyncBegun, p.why)
 		s.markSynced()
-		return nil // protect ends it
+		return nil // a block copy fills the images
 	case p.what == "first sync":
 		s.g.input(SyncBegun, p.why)
 		return s.firstSync(ctx, sess, p)
@@ -227,10 +241,7 @@ func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) erro
 			return err
 		}
 	}
-	if err := s.scan(ctx, p.what, ranges, hasher, func() {}); err != nil {
-		return err
-	}
-	return s.endFirstSync(ctx)
+	return s.scan(ctx, p.what, ranges, hasher, func() {})
 }
 
 // endFirstSync makes the copy complete at the replica, then here: from now on
@@ -239,12 +250,19 @@ func (s *source) endFirstSync(ctx context.Context) error {
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of first sync: %w", err)
 	}
-	if err := s.g.update(func(f *groupFile) { f.Complete = true; f.Phase = "" }); err != nil {
+	err := s.g.update(func(f *groupFile) {
+		f.Complete = true
+		if f.Phase == Protecting {
+			f.Phase = ""
+		}
+	})
+	if err != nil {
 		s.eng.Fail(err)
 		return err
 	}
 	s.empty = false
 	s.releasePins()
+	closeOnce(s.complete)
 	s.g.input(SyncEnded, "the replica is a complete copy")
 	return nil
 }
@@ -334,11 +352,14 @@ func (s *source) fence(why error) {
 	s.eng.Fail(ext4j.ErrGone)
 }
 
-func (s *source) markSynced() {
+func (s *source) markSynced() { closeOnce(s.synced) }
+
+// closeOnce closes a channel that only one goroutine closes, perhaps again.
+func closeOnce(c chan struct{}) {
 	select {
-	case <-s.synced:
+	case <-c:
 	default:
-		close(s.synced)
+		close(c)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"kagami/ext4j/super"
 	"kagami/images"
 	"kagami/qmp"
+	"kagami/replica"
 )
 
 // Failover makes this site serve a group whose source is lost:
@@ -27,9 +28,9 @@ import (
 //  6. define and start the VM
 //
 // Broken off after step 3, it is taken up again by calling it again. It goes
-// on when the command that asked for it is interrupted.
+// on when the command that asked for it is interrupted; only the daemon's end
+// ends ctx.
 func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
-	ctx = context.WithoutCancel(ctx)
 	began := time.Now()
 	g, err := d.lookup(req.VM)
 	if err != nil {
@@ -40,30 +41,32 @@ func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit
 	}
 	defer g.op.Unlock()
 	if err := d.checkFailover(ctx, g, req); err != nil {
-		return control.FailoverReport{}, err
+		return control.FailoverReport{}, explained(err, "put that right, then run kagami failover "+g.name+" again")
 	}
 	if req.DryRun {
 		return g.failoverPreview(), nil
 	}
 	if g.snapshot().Role == RoleReplica {
 		if err := d.promote(g, began, emit); err != nil {
-			return control.FailoverReport{}, err
+			return control.FailoverReport{}, explained(err, "nothing was promoted; put that right, then run kagami failover "+g.name+" again")
 		}
 	}
 	if err := d.bringUp(ctx, g, req, emit); err != nil {
-		return control.FailoverReport{}, err
+		err = because(err, "%s is promoted here, its failover has not ended", g.name)
+		return control.FailoverReport{}, explained(err, "put that right, then run kagami failover "+g.name+" again: it goes on where it stopped")
 	}
-	return g.finishFailover(began, emit)
+	rep, err := g.finishFailover(began, emit)
+	return rep, explained(err, "put that right, then run kagami failover "+g.name+" again")
 }
 
 // checkFailover is step 1.
 func (d *Daemon) checkFailover(ctx context.Context, g *group, req control.FailoverRequest) error {
 	f := g.snapshot()
 	switch {
-	case f.Role == RolePromoted && f.Phase == "":
-		return refused(fmt.Sprintf("%s was already failed over to site %s at %s", g.name, d.cfg.Site, f.promotedAt()), "see kagami status "+g.name)
 	case f.Role == RoleSource:
 		return refused(fmt.Sprintf("site %s is the source of %s", d.cfg.Site, g.name), "run kagami failover at site "+f.Peer)
+	case f.Role == RolePromoted && f.Phase != Recovering && f.Phase != Booting:
+		return refused(fmt.Sprintf("%s was already failed over to site %s at %s", g.name, d.cfg.Site, f.promotedAt()), "see kagami status "+g.name)
 	case f.Role == RoleReplica:
 		if err := g.checkReplica(req); err != nil {
 			return err
@@ -88,17 +91,25 @@ func (g *group) checkReplica(req control.FailoverRequest) error {
 	rep := g.rep
 	g.mu.Unlock()
 	if rep == nil {
-		return failure("failed", fmt.Sprintf("the replica of %s is not open: %s", g.name, g.status().Reason), "see the daemon's log")
+		return failure("failed", fmt.Sprintf("the replica of %s is not open: %s", g.name, g.status().Reason), "put that right and restart the daemon")
 	}
 	st := rep.Status()
 	if !st.Complete {
 		return refused(fmt.Sprintf("the first sync of %s never ended: there is no complete copy to boot", g.name), "bring the source back and let the first sync end")
 	}
 	if st.Attached && !req.Force {
-		return refused(fmt.Sprintf("the source of %s at site %s is alive and connected: its VM may be running, and what it writes from now on would be left behind", g.name, g.snapshot().Peer),
+		return refused(fmt.Sprintf("the source of %s at site %s is alive and connected: its VM may be running, and %s would be lost", g.name, g.snapshot().Peer, wouldLose(st)),
 			"stop the VM there and wait until status shows everything acknowledged, or use --force to fail over all the same")
 	}
 	return nil
+}
+
+// wouldLose says what a failover now would leave behind.
+func wouldLose(st replica.Status) string {
+	if n := st.Received - st.Durable; n > 0 {
+		return fmt.Sprintf("%d records that are no whole epoch yet, and what it writes from now on,", n)
+	}
+	return "what it writes from now on"
 }
 
 // failoverPreview is the report of a dry run.
@@ -111,7 +122,10 @@ func (g *group) failoverPreview() control.FailoverReport {
 		return r
 	}
 	st := rep.Status()
-	r.LSN = uint64(st.Durable)
+	r.LSN, r.Lost = uint64(st.Durable), st.Recovery
+	if st.Damaged != "" {
+		r.Lost = st.Damaged
+	}
 	if !st.CloseTime.IsZero() {
 		r.RPOSeconds = time.Since(st.CloseTime).Seconds()
 	}
@@ -147,14 +161,25 @@ func (d *Daemon) promote(g *group, began time.Time, emit func(control.Event)) er
 	// The promotion. Once this returns, the old source is fenced for good.
 	err = g.update(func(f *groupFile) {
 		f.Past = append(append([]epoch.Pos(nil), f.Past...), sealed.Pos)
-		f.Role, f.Lineage, f.Session, f.Phase, f.Failover = RolePromoted, epoch.NewUUID(), 0, "promoting", rec
+		f.Role, f.Lineage, f.Session, f.Phase, f.Failover = RolePromoted, epoch.NewUUID(), 0, Recovering, rec
 	})
 	if err != nil {
-		g.input(PromoteUndo, err.Error())
-		return errors.Join(err, g.startReplica(false))
+		return errors.Join(err, g.notPromoted(err))
 	}
 	say(emit, "promote", "promoted at record %d; the old source is fenced", sealed.Pos.LSN)
 	return nil
+}
+
+// notPromoted goes on as a replica after a promotion that could not be made
+// durable. A rename that was done but perhaps not durable is done back first;
+// if that fails too, nobody may serve before somebody has looked at it.
+func (g *group) notPromoted(cause error) error {
+	if err := g.update(func(*groupFile) {}); err != nil {
+		g.fail(fmt.Errorf("whether the group was promoted is not known: %w", cause))
+		return err
+	}
+	g.input(PromoteUndo, cause.Error())
+	return g.startReplica(false)
 }
 
 // bringUp is steps 4 to 6.
@@ -167,11 +192,17 @@ func (d *Daemon) bringUp(ctx context.Context, g *group, req control.FailoverRequ
 			return err
 		}
 	}
-	if err := g.replayJournals(emit); err != nil {
-		return err
+	if g.snapshot().Phase == Recovering {
+		if err := g.replayJournals(emit); err != nil {
+			return err
+		}
+		// Durable before anybody writes: a journal must not be replayed under a
+		// running guest when the failover is taken up again.
+		if err := g.update(func(f *groupFile) { f.Phase = Booting }); err != nil {
+			return err
+		}
 	}
-	f := g.snapshot()
-	if f.VM == "" || req.NoStart {
+	if g.snapshot().VM == "" || req.NoStart {
 		return nil
 	}
 	return d.bootReplica(ctx, g, emit)
@@ -185,6 +216,9 @@ func (g *group) replayJournals(emit func(control.Event)) error {
 	src, imgs := g.src, g.images
 	g.mu.Unlock()
 	for _, df := range f.Disks {
+		if n := src.eng.Disk(df.Slot).Clients(); n > 0 {
+			return refused(fmt.Sprintf("%d clients are connected to disk %s of %s, whose journal is not replayed yet", n, df.Name, g.name), "stop what uses "+df.Socket)
+		}
 		img := imgs[df.Slot]
 		dev := diskDevice{disk: src.eng.Disk(df.Slot), img: img}
 		parts, _, err := images.Partitions(img, img.Size())
@@ -252,32 +286,29 @@ func (g *group) failoverNote(emit func(control.Event), text string) {
 	}
 }
 
-// bootReplica is step 6.
+// bootReplica is step 6. A VM that an earlier attempt started is left running.
 func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Event)) error {
 	xml, _, err := d.mapDomain(ctx, g)
 	if err != nil {
 		return err
 	}
-	f := g.snapshot()
-	name := f.VM
-	if c := d.groupConfig(g.name); c != nil && c.Domain != nil && c.Domain.Name != "" {
-		name = c.Domain.Name
-	}
-	say(emit, "define", "defining VM %s", name)
 	hv, err := d.virt()
 	if err != nil {
 		return err
 	}
+	name := d.replicaName(g)
+	switch runs, err := d.runsHere(ctx, g, hv, name); {
+	case err != nil:
+		return err
+	case runs:
+		say(emit, "start", "VM %s runs already", name)
+		return g.nameDomain(name)
+	}
+	say(emit, "define", "defining VM %s", name)
 	if err := hv.Define(ctx, xml); err != nil {
 		return fromHypervisor(err)
 	}
-	if err := g.update(func(f *groupFile) {
-		if f.Failover != nil {
-			r := *f.Failover
-			r.Domain = name
-			f.Failover = &r
-		}
-	}); err != nil {
+	if err := g.nameDomain(name); err != nil {
 		return err
 	}
 	if c := d.groupConfig(g.name); c != nil && c.Domain != nil && c.Domain.Autostart {
@@ -287,13 +318,55 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 	}
 	say(emit, "start", "starting VM %s", name)
 	var exports []qmp.Served
-	for _, df := range f.Disks {
+	for _, df := range g.snapshot().Disks {
 		exports = append(exports, d.served(g.name, df))
 	}
-	if err := hv.Start(ctx, name, exports...); err != nil {
-		return fromHypervisor(err)
+	return fromHypervisor(hv.Start(ctx, name, exports...))
+}
+
+// replicaName is what the VM is called at this site.
+func (d *Daemon) replicaName(g *group) string {
+	if c := d.groupConfig(g.name); c != nil && c.Domain != nil && c.Domain.Name != "" {
+		return c.Domain.Name
 	}
-	return nil
+	return g.snapshot().VM
+}
+
+// nameDomain remembers what the VM is called.
+func (g *group) nameDomain(name string) error {
+	return g.update(func(f *groupFile) {
+		if f.Failover != nil {
+			r := *f.Failover
+			r.Domain = name
+			f.Failover = &r
+		}
+	})
+}
+
+// runsHere reports whether the replica VM runs already, treated. A VM of that
+// name that runs from other disks is in the way.
+func (d *Daemon) runsHere(ctx context.Context, g *group, hv Hypervisor, name string) (bool, error) {
+	st, err := hv.State(ctx, name)
+	if errors.Is(err, qmp.ErrNoDomain) || err == nil && !st.Active() {
+		return false, nil
+	}
+	if err != nil {
+		return false, fromHypervisor(err)
+	}
+	for _, df := range g.snapshot().Disks {
+		err := hv.Treat(ctx, name, df.Name, df.Socket, df.Name, d.limits(g.name).ReconnectDelay)
+		if errors.Is(err, qmp.ErrNotAttached) || errors.Is(err, qmp.ErrNoDisk) {
+			return false, refused(fmt.Sprintf("a VM named %s runs at site %s already, and not from the disks of %s", name, d.cfg.Site, g.name),
+				"stop it, or map another name (groups: … domain: name:) and restart the daemon")
+		}
+		if err != nil {
+			return false, fromHypervisor(err)
+		}
+	}
+	if st == qmp.StatePaused { // an earlier attempt did not get as far as letting it run
+		return true, fromHypervisor(hv.Resume(ctx, name))
+	}
+	return true, nil
 }
 
 // finishFailover writes down that the group serves, and reports.
@@ -311,6 +384,7 @@ func (g *group) finishFailover(began time.Time, emit func(control.Event)) (contr
 		return control.FailoverReport{}, err
 	}
 	g.input(Promoted, "failover done")
+	g.alarm("failover", "")
 	say(emit, "done", "%s runs at site %s", g.name, g.d.cfg.Site)
 	return g.snapshot().report(), nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kagami/images"
@@ -17,22 +18,32 @@ type group struct {
 	d    *Daemon
 	name string
 	dir  string
-	op   sync.Mutex // held by an operator's command; TryLock only
+	op   tryLock // held by an operator's command
 
-	mu     sync.Mutex
-	file   *groupFile
-	state  State
-	reason string
-	since  time.Time
-	events []event // newest last, bounded
-	images map[uint32]*images.Image
-	kept   []*images.Image // the VM's old files, locked
-	src    *source         // role source or promoted, while started
-	rep    *replica.Group  // role replica, while started
-	sync   syncProgress
-	alarms map[string]string // by kind
-	broken error             // why the group's file cannot be used; never changes
+	mu       sync.Mutex
+	file     *groupFile
+	state    State
+	reason   string
+	since    time.Time
+	events   []event // newest last, bounded
+	images   map[uint32]*images.Image
+	kept     []*images.Image // the VM's old files, locked
+	src      *source         // role source or promoted, while started
+	rep      *replica.Group  // role replica, while started
+	sync     syncProgress
+	alarms   map[string]string // by kind
+	resuming bool              // a goroutine is about to resume the VM
+	broken   error             // why the group's file cannot be used; never changes
 }
+
+// tryLock is a lock that nobody waits for.
+type tryLock struct{ held atomic.Bool }
+
+// TryLock reports whether the caller has the lock now.
+func (l *tryLock) TryLock() bool { return l.held.CompareAndSwap(false, true) }
+
+// Unlock gives it back.
+func (l *tryLock) Unlock() { l.held.Store(false) }
 
 // event is one entry of a group's history.
 type event struct {
@@ -59,11 +70,13 @@ func newGroup(d *Daemon, f *groupFile) *group {
 // initialState is where a group begins when the daemon starts.
 func initialState(f *groupFile) State {
 	switch {
-	case f.Role == RoleReplica && f.Phase == "promoting", f.Role == RolePromoted && f.Phase == "promoting":
+	case f.Phase == Recovering, f.Phase == Booting:
 		return Promoting
+	case f.Phase == Ending:
+		return Leaving
 	case f.Role == RoleReplica:
 		return Waiting
-	case f.Role == RolePromoted:
+	case f.Role == RolePromoted, f.Phase == Unprotecting:
 		return Detached
 	case f.Fenced != "":
 		return Fenced
@@ -160,14 +173,24 @@ func (g *group) start() error {
 	switch {
 	case g.broken != nil:
 		return g.broken
+	case f.Phase == Ending:
+		g.leave()
+		return nil
 	case f.Fenced != "":
 		return nil // serves nothing
 	case f.Role == RoleReplica:
 		return g.startReplica(false)
 	case f.Role == RolePromoted:
+		if f.Phase != "" && f.Phase != Unprotecting {
+			g.alarm("failover", "the failover was broken off: run kagami failover "+g.name+" again")
+		}
 		return g.startPromoted()
-	case f.Phase == "protecting":
-		return g.abandonProtect()
+	case f.Phase == Protecting:
+		return g.settleProtect()
+	case f.Phase == Unprotecting:
+		g.alarm("unprotect", "unprotect was broken off, nothing of it is protected: run kagami unprotect "+g.name+" again")
+		g.keepOld()
+		return g.startAlone()
 	default:
 		g.keepOld()
 		return g.startSource()

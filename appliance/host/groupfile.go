@@ -21,6 +21,18 @@ const (
 	RolePromoted Role = "promoted" // a source without a replica, after a failover
 )
 
+// Phase is an operation on a group that was begun and not ended.
+type Phase string
+
+// Phases.
+const (
+	Protecting   Phase = "protecting"   // source: the VM does not run from all exports yet, or the first sync has not ended
+	Unprotecting Phase = "unprotecting" // source, promoted: disks go back to files; none of it is protected any more
+	Ending       Phase = "ending"       // source: no VM uses the group; the replica's site has to be told
+	Recovering   Phase = "promoting"    // promoted: the journals are not replayed yet
+	Booting      Phase = "booting"      // promoted: the journals are replayed, the VM is not known to run
+)
+
 // groupFile is the durable description of a group, STATE/groups/NAME/group.json.
 // Every change goes through save: temp file, fsync, rename, fsync of the folder.
 type groupFile struct {
@@ -36,9 +48,10 @@ type groupFile struct {
 	Disks   []diskFile  `json:"disks"`
 	// Complete: the first sync has ended.
 	Complete bool `json:"complete"`
-	// Phase is an operation that was begun and not ended: "protecting",
-	// "promoting"; "" when none is.
-	Phase string `json:"phase,omitempty"`
+	// Phase is an operation that was begun and not ended; "" when none is.
+	Phase Phase `json:"phase,omitempty"`
+	// Purge: the images at the replica go with the group; only while Ending.
+	Purge bool `json:"purge,omitempty"`
 	// Clean is set while a source is stopped with nothing to resync.
 	Clean *cleanMark `json:"clean,omitempty"`
 	// Fenced says why this source must not serve any more.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"kagami/appliance/config"
@@ -99,14 +100,16 @@ func (d *Daemon) watchHypervisor(ctx context.Context) {
 	}
 	d.wg.Go(func() {
 		for {
-			if hv, err := d.virt(); err == nil {
-				d.log.Warn("libvirt", "error", d.superviseVMs(ctx, hv))
+			hv, err := d.virt()
+			if err == nil {
+				err = d.superviseVMs(ctx, hv)
 			}
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(virtRetry):
 			}
+			d.log.Warn("libvirt", "error", err)
 			d.connectHypervisor(ctx)
 		}
 	})
@@ -120,25 +123,54 @@ func (d *Daemon) superviseVMs(ctx context.Context, hv Hypervisor) error {
 		return err
 	}
 	for _, g := range d.snapshot() {
+		d.settle(g)
 		d.tendVM(ctx, g)
 	}
+	again := time.NewTicker(tendAgain)
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case ev, ok := <-events:
-			if !ok {
-				return fmt.Errorf("the connection to libvirt was lost")
-			}
+			return ctx.Err()
+		case <-again.C:
 			for _, g := range d.snapshot() {
-				if ev.Kind == qmp.EventLost {
-					d.tendVM(ctx, g)
-				} else if g.domainName() == ev.VM {
-					g.note(fmt.Sprintf("VM %s: %v %s", ev.VM, ev.Kind, ev.Reason))
+				if g.untended() {
 					d.tendVM(ctx, g)
 				}
 			}
+		case ev, ok := <-events:
+			if !ok {
+				return errors.New("the connection to libvirt was lost")
+			}
+			d.onEvent(ctx, ev)
 		}
+	}
+}
+
+// tendAgain is how often disks are looked at that could not be treated.
+const tendAgain = 30 * time.Second
+
+func (d *Daemon) onEvent(ctx context.Context, ev qmp.Event) {
+	for _, g := range d.snapshot() {
+		if ev.Kind == qmp.EventLost {
+			d.tendVM(ctx, g)
+		} else if g.domainName() == ev.VM {
+			g.note(fmt.Sprintf("VM %s: %v %s", ev.VM, ev.Kind, ev.Reason))
+			d.tendVM(ctx, g)
+		}
+	}
+}
+
+// settle ends a protect that was broken off, now that libvirt answers.
+func (d *Daemon) settle(g *group) {
+	g.mu.Lock()
+	open := g.file.Phase == Protecting && g.src == nil && g.state != Failed
+	g.mu.Unlock()
+	if !open {
+		return
+	}
+	if err := g.settleProtect(); err != nil {
+		g.fail(err)
 	}
 }
 
@@ -151,31 +183,67 @@ func (g *group) domainName() string {
 	return f.VM
 }
 
+// tendPatience bounds how long one VM may hold up the others.
+const tendPatience = 30 * time.Second
+
 // tendVM brings a VM that runs from this site's exports into order.
 func (d *Daemon) tendVM(ctx context.Context, g *group) {
 	f := g.snapshot()
-	if f.VM == "" || f.Role == RoleReplica || f.Phase != "" || f.Fenced != "" {
+	if f.VM == "" || f.Role == RoleReplica || f.Fenced != "" || g.isMoving(f.Phase) {
 		return
 	}
 	hv, err := d.virt()
 	if err != nil {
 		return // looked at again when libvirt is back
 	}
+	ctx, cancel := context.WithTimeout(ctx, tendPatience)
+	defer cancel()
 	vm := g.domainName()
 	st, err := hv.State(ctx, vm)
 	if err != nil || !st.Active() {
 		return // gone or not running: nothing to tend
 	}
 	for _, df := range f.Disks {
-		if err := hv.Treat(ctx, vm, df.Name, df.Socket, df.Name, d.limits(g.name).ReconnectDelay); err != nil {
-			g.alarm("vm-"+df.Name, fmt.Sprintf("disk %s of VM %s: %v", df.Name, vm, err))
+		err := hv.Treat(ctx, vm, df.Name, df.Socket, df.Name, d.limits(g.name).ReconnectDelay)
+		if err != nil && !(f.Phase == Unprotecting && errors.Is(err, qmp.ErrNotAttached)) {
+			g.alarm(untreated(df.Name), fmt.Sprintf("disk %s of VM %s: %v", df.Name, vm, err))
 			continue
 		}
-		g.alarm("vm-"+df.Name, "")
+		g.alarm(untreated(df.Name), "")
 	}
-	if st == qmp.StateIOError && g.current() != Failed && g.current() != Fenced {
-		d.wg.Go(func() { d.resumeVM(ctx, g, vm) })
+	if st == qmp.StateIOError && g.current() != Failed && g.claimResume() {
+		d.wg.Go(func() { d.resumeVM(d.ctx, g, vm) })
 	}
+}
+
+// isMoving reports whether disks of the group move between files and exports
+// just now, or a failover is under way: whoever does that treats them.
+func (g *group) isMoving(p Phase) bool {
+	switch p {
+	case "":
+		return false
+	case Protecting, Unprotecting:
+		return g.op.held.Load()
+	}
+	return true
+}
+
+// untended reports that a disk could not be treated.
+func (g *group) untended() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.ContainsFunc(g.file.Disks, func(df diskFile) bool { return g.alarms[untreated(df.Name)] != "" })
+}
+
+// claimResume lets one goroutine at a time resume a group's VM.
+func (g *group) claimResume() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.resuming {
+		return false
+	}
+	g.resuming = true
+	return true
 }
 
 // resumePause keeps a VM that pauses on every request from being resumed in a tight loop.
@@ -183,6 +251,11 @@ const resumePause = 5 * time.Second
 
 // resumeVM lets a VM that paused on an I/O error make its requests again.
 func (d *Daemon) resumeVM(ctx context.Context, g *group, vm string) {
+	defer func() {
+		g.mu.Lock()
+		g.resuming = false
+		g.mu.Unlock()
+	}()
 	select {
 	case <-ctx.Done():
 		return
@@ -282,6 +355,3 @@ func (d *Daemon) checkDomain(ctx context.Context, group, xml string, disks []wir
 	}
 	return problems, warnings
 }
-
-// removeTree deletes a group's folder.
-func removeTree(dir string) error { return os.RemoveAll(dir) }

@@ -49,16 +49,31 @@ func (g *group) startPromoted() error {
 	if err != nil {
 		return errors.Join(err, maps.close(), g.closeImages())
 	}
-	s.close = maps.close
-	s.eng = ext4j.NewGroup(ext4j.Options{Recorder: maps, Detached: true,
-		Limits: ext4j.Limits{QueueBytes: s.limits.QueueBytes, EpochBytes: s.limits.EpochBytes, EpochAge: s.limits.EpochAge}})
-	f = g.snapshot()
-	s.eng.Begin(f.Lineage, f.Session, 1, false)
-	if err := s.begin(); err != nil {
-		return err
+	return s.serveDetached(maps, maps.close)
+}
+
+// startAlone serves a source that is about to end, without a replica and
+// without a record of changes.
+func (g *group) startAlone() error {
+	s := &source{g: g, limits: g.d.limits(g.name), synced: make(chan struct{})}
+	if err := s.openImages(g.snapshot()); err != nil {
+		return errors.Join(err, g.closeImages())
 	}
+	return s.serveDetached(unrecorded{}, func() error { return nil })
+}
+
+// serveDetached begins to serve without a replica.
+func (s *source) serveDetached(rec ext4j.Recorder, closeRec func() error) error {
+	s.close = closeRec
+	s.eng = ext4j.NewGroup(ext4j.Options{Recorder: rec, Detached: true,
+		Limits: ext4j.Limits{QueueBytes: s.limits.QueueBytes, EpochBytes: s.limits.EpochBytes, EpochAge: s.limits.EpochAge}})
+	f := s.g.snapshot()
+	s.eng.Begin(f.Lineage, f.Session, 1, false)
 	s.eng.OpenGate()
 	s.markSynced()
+	if err := s.begin(); err != nil {
+		return errors.Join(err, s.g.closeImages())
+	}
 	return nil
 }
 

@@ -2,15 +2,16 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"kagami/appliance/control"
+	"kagami/appliance/nbd"
 	"kagami/ext4j/epoch"
 	"kagami/images"
 	"kagami/qmp"
@@ -23,41 +24,62 @@ import (
 //  1. look at everything that could stand in the way, here and at the peer
 //  2. make group and empty images, here; the peer makes its own at attach
 //  3. serve them, attach to the peer, ship the VM's definition
-//  4. libvirt copies each disk into its export and pivots: that copy, shipped
-//     like any guest write, is the first sync
+//  4. libvirt copies each disk into its export; when all copies follow the
+//     guest, it pivots to them: that copy, shipped like any guest write, is
+//     the first sync
 //  5. end the first sync: the replica is complete, the group protected
 //
-// A failure before the first pivot takes back everything; the VM was never
-// touched. If ctx ends (the command was interrupted), that is such a failure.
+// A failure or interruption before the first pivot takes back everything, at
+// both sites; the VM was never touched. After it only a failure does, by
+// copying the moved disks back to plain files.
 func (d *Daemon) Protect(ctx context.Context, req control.ProtectRequest, emit func(control.Event)) error {
-	g, err := d.planProtect(ctx, req, emit)
-	if err != nil || req.DryRun {
+	return explained(d.protect(ctx, req, emit), "put that right, then run kagami protect "+req.VM+" again")
+}
+
+func (d *Daemon) protect(ctx context.Context, req control.ProtectRequest, emit func(control.Event)) error {
+	if !validName.MatchString(req.VM) {
+		return refused(fmt.Sprintf("VM name %q cannot be a group's name", req.VM), "rename the VM (virsh domrename): letters, digits, dot, dash and underscore are allowed")
+	}
+	if g, err := d.take(req.VM); err != nil {
+		return isTaken(req.VM, g)
+	}
+	defer d.untake(req.VM)
+	f, err := d.planProtect(ctx, req, emit)
+	if err != nil {
 		return err
 	}
+	if req.DryRun {
+		say(emit, "done", "%s can be protected", req.VM)
+		return nil
+	}
+	g := newGroup(d, f)
+	g.op.TryLock() // nobody else knows it yet
 	defer g.op.Unlock()
 	if err := d.runProtect(ctx, g, emit); err != nil {
-		return d.rollBack(g, err)
+		return err
 	}
-	say(emit, "done", "%s is protected: every fsync that returns in it is at site %s too", g.name, g.snapshot().Peer)
+	say(emit, "done", "%s is protected: every fsync that returns in it is at site %s too", g.name, f.Peer)
 	return nil
+}
+
+// isTaken says why a VM cannot be protected (again).
+func isTaken(vm string, g *group) error {
+	switch {
+	case g == nil:
+		return refused("another operation is under way on "+vm, "wait for it; see kagami status")
+	case g.snapshot().Phase == Ending:
+		return refused(fmt.Sprintf("%s was unprotected, but site %s could not be told yet", vm, g.snapshot().Peer), "bring that site back; it is told as soon as it is connected")
+	}
+	return refused(fmt.Sprintf("%s is already a group at this site (%s, %s)", vm, g.snapshot().Role, g.current()), "see kagami status "+vm)
 }
 
 func say(emit func(control.Event), step, format string, a ...any) {
 	emit(control.Event{Step: step, Message: fmt.Sprintf(format, a...)})
 }
 
-// planProtect is step 1. It returns the new group with op held, not yet on disk.
-func (d *Daemon) planProtect(ctx context.Context, req control.ProtectRequest, emit func(control.Event)) (*group, error) {
+// planProtect is step 1. It returns the group's file, not yet on disk.
+func (d *Daemon) planProtect(ctx context.Context, req control.ProtectRequest, emit func(control.Event)) (*groupFile, error) {
 	say(emit, "check", "looking at VM %s and at site %s", req.VM, req.To)
-	if _, err := d.virt(); err != nil {
-		return nil, err
-	}
-	if !validName.MatchString(req.VM) {
-		return nil, refused(fmt.Sprintf("VM name %q cannot be a group's name", req.VM), "rename the VM (virsh domrename): letters, digits, dot, dash and underscore are allowed")
-	}
-	if g := d.find(req.VM); g != nil {
-		return nil, refused(fmt.Sprintf("%s is already a group at this site (%s, %s)", req.VM, g.snapshot().Role, g.current()), "see kagami status "+req.VM)
-	}
 	if d.links[req.To] == nil {
 		return nil, notFound(fmt.Sprintf("site %q is not among the peers of the config file", req.To), "known peers: "+d.peerNames())
 	}
@@ -69,12 +91,7 @@ func (d *Daemon) planProtect(ctx context.Context, req control.ProtectRequest, em
 	if err := d.checkHere(f); err != nil {
 		return nil, err
 	}
-	if err := d.checkThere(ctx, f, emit); err != nil {
-		return nil, err
-	}
-	g := newGroup(d, f)
-	g.op.Lock()
-	return g, nil
+	return f, d.checkThere(ctx, f, emit)
 }
 
 func (d *Daemon) peerNames() string {
@@ -143,12 +160,18 @@ func (d *Daemon) checkHere(f *groupFile) error {
 	var need int64
 	for _, disk := range f.Disks {
 		need += disk.Size
-		if len(disk.Socket) > 107 {
-			return refused(fmt.Sprintf("socket path %s is longer than 107 bytes", disk.Socket), "choose a shorter run_dir")
+		if disk.Size <= 0 || disk.Size > maxDiskBytes {
+			return refused(fmt.Sprintf("disk %s of %s has %d bytes", disk.Name, f.VM, disk.Size), "leave it out: --disk names the disks to protect")
+		}
+		if len(disk.Socket) > nbd.MaxSocketPath {
+			return refused(fmt.Sprintf("the socket's path %s has %d bytes, %d are possible", disk.Socket, len(disk.Socket), nbd.MaxSocketPath), "choose a shorter run_dir in the config file and restart the daemon")
 		}
 	}
+	if err := unix.Access(d.cfg.RunDir, unix.W_OK|unix.X_OK); err != nil {
+		return refused(fmt.Sprintf("the folder of the sockets, %s, cannot be written: %v", d.cfg.RunDir, err), "make it writable for the daemon, or choose another run_dir")
+	}
 	if err := images.CheckSpace(d.fs, d.cfg.StateDir, need); err != nil {
-		return failure("no-space", fmt.Sprintf("no space for the images: %v", err), "make room, or move state_dir to a larger file system")
+		return failure("no-space", fmt.Sprintf("no space for the images of %s: %v", f.VM, err), "make room, or move state_dir to a larger file system")
 	}
 	return nil
 }
@@ -173,60 +196,72 @@ func (d *Daemon) checkThere(ctx context.Context, f *groupFile, emit func(control
 		say(emit, "warning", "site %s: %s", f.Peer, w)
 	}
 	if len(resp.Problems) > 0 {
-		return refused(fmt.Sprintf("site %s could not run %s: %s", f.Peer, f.VM, strings.Join(resp.Problems, "; ")),
-			"put the missing mapping under groups: … domain: of that site's config file and restart its daemon")
+		return refused(fmt.Sprintf("site %s could not take %s: %s", f.Peer, f.VM, strings.Join(resp.Problems, "; ")),
+			fmt.Sprintf("put that right at site %s: what its VM lacks is mapped under groups: … domain: of its config file; restart its daemon", f.Peer))
 	}
 	return nil
 }
 
 // callPeer makes one request, waiting a little for the link.
 func (d *Daemon) callPeer(ctx context.Context, site, method string, params, result any) error {
-	wait, cancel := context.WithTimeout(ctx, linkPatience)
+	link := d.links[site]
+	if link == nil {
+		return notFound(fmt.Sprintf("site %q is not among the peers of the config file", site), "known peers: "+d.peerNames())
+	}
+	wait, cancel := context.WithTimeoutCause(ctx, linkPatience, fmt.Errorf("no answer within %v", linkPatience))
 	defer cancel()
-	sess, err := d.links[site].Session(wait)
-	if err != nil {
-		return failure("unreachable", err.Error(), "check that the daemon runs there and that its address and certificates are right")
+	sess, err := link.Session(wait)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return fromLink(site, err)
 	}
-	err = sess.Call(ctx, method, params, result)
-	var werr *wire.Error
-	if errors.As(err, &werr) {
-		return failure(string(werr.Code), err.Error(), "see the log of the daemon at site "+site)
+	if err := sess.Call(ctx, method, params, result); err != nil && ctx.Err() == nil {
+		return fromPeer(site, err)
 	}
-	return err
+	return context.Cause(ctx)
 }
 
-// runProtect is steps 2 to 5.
+// runProtect is steps 2 to 5, and what undoes them.
 func (d *Daemon) runProtect(ctx context.Context, g *group, emit func(control.Event)) error {
 	f := g.snapshot()
 	say(emit, "prepare", "making %d image(s) in %s", len(f.Disks), d.imageDir(g.name))
 	src, err := d.makeSource(g)
 	if err != nil {
-		return err
+		return d.takeBack(g, nil, err, emit)
 	}
 	say(emit, "connect", "waiting for site %s to make its replica", f.Peer)
-	wait, cancel := context.WithTimeout(ctx, 2*linkPatience)
-	defer cancel()
-	if err := src.ready(wait); err != nil {
-		return err
+	if err := d.beginFirstSync(ctx, g, src); err != nil {
+		return d.takeBack(g, src, err, emit)
 	}
-	if err := d.checkReach(ctx, f); err != nil {
-		return err
+	if err := d.attachDisks(ctx, g, src, emit); err != nil {
+		return d.takeBack(g, src, err, emit)
 	}
-	if err := g.shipDomain(ctx); err != nil {
-		return err
-	}
-	for _, disk := range f.Disks {
-		if err := d.attachDisk(ctx, g, disk, emit); err != nil {
-			return err
-		}
-	}
-	say(emit, "finish", "waiting for site %s to have everything", f.Peer)
-	// From here the VM runs from the exports: an interruption must not undo it.
-	if err := src.finishFirstSync(context.WithoutCancel(ctx)); err != nil {
-		return err
-	}
+	// The VM runs from the exports: from here on nothing undoes it.
 	g.keepOld()
-	return nil
+	src.allFilled()
+	say(emit, "finish", "waiting for site %s to have everything", f.Peer)
+	select {
+	case <-src.complete:
+		return nil
+	case <-src.eng.Done():
+		return failure("failed", fmt.Sprintf("%s runs from kagami, but is not protected: the first sync was broken off: %v", g.name, src.eng.Err()),
+			"put that right and restart the daemon, which takes up the first sync; or move the disks back: kagami unprotect "+g.name)
+	case <-ctx.Done():
+		return failure("interrupted", fmt.Sprintf("%s runs from kagami and is not protected yet: site %s does not have everything", g.name, f.Peer), "the first sync goes on by itself; kagami status "+g.name+" shows its end")
+	}
+}
+
+// beginFirstSync is step 3, once the images are served.
+func (d *Daemon) beginFirstSync(ctx context.Context, g *group, src *source) error {
+	if err := src.ready(ctx); err != nil {
+		return err
+	}
+	if err := d.checkReach(ctx, g.snapshot()); err != nil {
+		return err
+	}
+	return g.shipDomain(ctx)
 }
 
 // checkReach makes sure that QEMU may use the sockets, now that they are there.
@@ -248,7 +283,8 @@ func (d *Daemon) checkReach(ctx context.Context, f *groupFile) error {
 	return nil
 }
 
-// makeSource is step 2: images first, the group file, which makes it real, last.
+// makeSource is step 2: images first, the group file, which makes it real,
+// last; then they are served.
 func (d *Daemon) makeSource(g *group) (*source, error) {
 	f := g.snapshot()
 	for _, dir := range []string{g.dir, d.imageDir(g.name)} {
@@ -264,9 +300,7 @@ func (d *Daemon) makeSource(g *group) (*source, error) {
 	if err := f.save(d.fs, g.dir); err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	d.groups[g.name] = g
-	d.mu.Unlock()
+	d.add(g)
 	src, err := g.openSource(true)
 	if err != nil {
 		return nil, err
@@ -291,127 +325,11 @@ func (g *group) shipDomain(ctx context.Context) error {
 	return g.d.callPeer(ctx, f.Peer, wire.MethodDomain, wire.DomainRequest{Group: f.ID, XML: xml}, nil)
 }
 
-// attachDisk is step 4 for one disk.
-func (d *Daemon) attachDisk(ctx context.Context, g *group, disk diskFile, emit func(control.Event)) error {
-	began := time.Now()
-	g.setProgress("first sync of "+disk.Name, 0, disk.Size)
-	defer g.setProgress("", 0, 0)
-	progress := func(done, total int64, phase string) {
-		g.setProgress("first sync of "+disk.Name, done, total)
-		emit(progressEvent("sync "+disk.Name, phase, done, total, began))
-	}
-	hv, err := d.virt()
-	if err != nil {
-		return err
-	}
-	err = hv.Attach(ctx, qmp.AttachSpec{VM: g.snapshot().VM, Target: disk.Name, Socket: disk.Socket, Export: disk.Name,
-		Size: disk.Size, ReconnectDelay: d.limits(g.name).ReconnectDelay}, progress)
-	if err != nil {
-		return fromHypervisor(err)
-	}
-	return nil
-}
-
-func progressEvent(step, message string, done, total int64, began time.Time) control.Event {
-	ev := control.Event{Step: step, Message: message, Done: done, Total: total}
-	if spent := time.Since(began).Seconds(); spent > 0.1 && done > 0 {
-		ev.Rate = int64(float64(done) / spent)
-		if ev.Rate > 0 && total > done {
-			ev.ETASeconds = float64(total-done) / float64(ev.Rate)
-		}
-	}
-	return ev
-}
-
-// rollBack undoes a protect that failed. Disks that were pivoted already keep
-// running from their exports: the group stays, unprotected, and says so.
-func (d *Daemon) rollBack(g *group, cause error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	moved, err := d.attachedDisks(ctx, g)
-	if err != nil || len(moved) > 0 {
-		g.alarm("protect", fmt.Sprintf("protect was broken off (%v): disks %s run from kagami, unprotected", cause, strings.Join(moved, ", ")))
-		return failure("half-done", fmt.Sprintf("%v; disks %s of %s already run from kagami and go on doing so, unprotected", cause, strings.Join(moved, ", "), g.name),
-			"kagami unprotect "+g.name+" moves them back to plain files")
-	}
-	f := g.snapshot()
-	errs := []error{g.stop()}
-	if err := d.callPeer(ctx, f.Peer, wire.MethodRemove, wire.RemoveRequest{Group: f.ID, Purge: true}, nil); err != nil && !isCode(err, string(wire.CodeNotFound)) {
-		g.note(fmt.Sprintf("the replica's images at site %s were not removed: %v", f.Peer, err))
-	}
-	errs = append(errs, g.removeState(true))
-	d.forget(g)
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("%w (and while taking it back: %w)", cause, err)
-	}
-	return cause
-}
-
-// attachedDisks names the disks of a group that its VM uses through kagami.
-func (d *Daemon) attachedDisks(ctx context.Context, g *group) ([]string, error) {
-	f := g.snapshot()
-	hv, err := d.virt()
-	if err != nil {
-		return nil, err
-	}
-	disks, err := hv.Disks(ctx, f.VM)
-	if err != nil {
-		return nil, fromHypervisor(err)
-	}
-	var names []string
-	for _, disk := range disks {
-		if slices.ContainsFunc(f.Disks, func(df diskFile) bool { return df.Name == disk.Target && df.Socket == disk.Socket }) {
-			names = append(names, disk.Target)
-		}
-	}
-	return names, nil
-}
-
-// abandonProtect looks at a protect that the daemon's end broke off. If the VM
-// already runs from the exports, the group goes on and compares; else it is
-// taken back.
-func (g *group) abandonProtect() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	names, err := g.d.attachedDisks(ctx, g)
-	moved := err != nil || len(names) > 0
-	if moved {
-		g.alarm("protect", "protect was broken off by the daemon's end; the first sync is taken up again")
-		return g.startSource()
-	}
-	if err := g.cancelCopies(); err != nil {
-		return err
-	}
-	g.note("protect was broken off before the VM was moved: taken back")
-	if err := g.removeState(true); err != nil {
-		return err
-	}
-	g.d.forget(g)
-	return nil
-}
-
-// cancelCopies ends block jobs that an earlier life of the daemon began.
-func (g *group) cancelCopies() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	hv, err := g.d.virt()
-	if err != nil {
-		return err
-	}
-	f := g.snapshot()
-	for _, disk := range f.Disks {
-		if err := hv.CancelCopy(ctx, f.VM, disk.Name, disk.Socket); err != nil {
-			return fromHypervisor(err)
-		}
-	}
-	return nil
-}
-
 // keepOld locks the files that the VM ran from before, so that nobody starts a
 // second VM on them unawares.
 func (g *group) keepOld() {
 	for _, disk := range g.snapshot().Disks {
-		if !filepath.IsAbs(disk.Kept) {
+		if !filepath.IsAbs(disk.Kept) || g.keeps(disk.Kept) {
 			continue
 		}
 		if info, err := os.Stat(disk.Kept); err != nil || !info.Mode().IsRegular() {
@@ -426,4 +344,10 @@ func (g *group) keepOld() {
 		g.kept = append(g.kept, img)
 		g.mu.Unlock()
 	}
+}
+
+func (g *group) keeps(file string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.ContainsFunc(g.kept, func(img *images.Image) bool { return img.Path() == file })
 }

@@ -115,34 +115,31 @@ func takeRestMark(img *images.Image) (changed bool, err error) {
 
 // makeReplica makes the group that a source asks for: folder, sparse images,
 // then the group file, whose presence makes it real. What a broken-off attempt
-// left is removed first.
+// left is put aside. With an error comes what has been made.
 func (d *Daemon) makeReplica(m wire.Manifest, site string) (*group, error) {
 	f := &groupFile{Version: groupFileVersion, Name: m.Name, ID: m.ID, Role: RoleReplica, Peer: site, VM: m.VM,
 		Lineage: m.Lineage, Past: m.Past, Session: m.Session}
 	g := newGroup(d, f)
 	if err := d.fs.MkdirAll(g.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make group folder: %w", err)
+		return g, fmt.Errorf("make group folder: %w", err)
 	}
 	dir := d.imageDir(m.Name)
 	if err := d.fs.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make image folder: %w", err)
+		return g, fmt.Errorf("make image folder: %w", err)
 	}
 	for _, w := range m.Disks {
 		df := diskFile{Slot: w.Slot, ID: w.ID, Name: w.Name, Size: w.Size, Image: dir + "/" + w.Name + ".raw", Socket: d.socketPath(m.Name, w.Name)}
 		if err := d.makeImage(df); err != nil {
-			return nil, err
+			return g, err
 		}
 		f.Disks = append(f.Disks, df)
 	}
-	if err := f.save(d.fs, g.dir); err != nil {
-		return nil, err
-	}
-	return g, nil
+	return g, f.save(d.fs, g.dir)
 }
 
 // makeImage makes an empty image, over one that an attempt without a group file left.
 func (d *Daemon) makeImage(f diskFile) error {
-	if err := d.moveAside(f.Image); err != nil {
+	if _, err := d.moveAside(f.Image); err != nil { // CreateImage fsyncs the folder
 		return err
 	}
 	img, err := images.CreateImage(d.fs, f.Image, f.Size, f.ID.String())
@@ -152,20 +149,21 @@ func (d *Daemon) makeImage(f diskFile) error {
 	return img.Close()
 }
 
-// moveAside renames an existing file so that nothing is ever overwritten.
-func (d *Daemon) moveAside(path string) error {
+// moveAside renames an existing file so that nothing is ever overwritten, and
+// returns its new name; "" when there is no such file. The caller fsyncs the folder.
+func (d *Daemon) moveAside(path string) (string, error) {
 	old, err := d.fs.Open(path)
 	if err != nil {
-		return ignoreNotExist(err)
+		return "", ignoreNotExist(err)
 	}
 	if err := old.Close(); err != nil {
-		return fmt.Errorf("close %s: %w", path, err)
+		return "", fmt.Errorf("close %s: %w", path, err)
 	}
 	aside := fmt.Sprintf("%s.old-%s", path, time.Now().UTC().Format("20060102T150405.000"))
 	if err := d.fs.Rename(path, aside); err != nil {
-		return fmt.Errorf("put %s aside: %w", path, err)
+		return "", fmt.Errorf("put %s aside: %w", path, err)
 	}
-	return nil // CreateImage fsyncs the folder
+	return aside, nil
 }
 
 func (d *Daemon) imageDir(group string) string { return d.cfg.StateDir + "/images/" + group }

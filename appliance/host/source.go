@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kagami/appliance/config"
@@ -40,7 +41,10 @@ type source struct {
 	unfinished *plan           // a resync that was broken off
 	empty      bool            // images made just now: a block copy will fill them
 
-	finish chan chan error // asks the goroutine to end a first sync
+	asked    atomic.Bool   // the peer was asked to attach, and may have a replica
+	refused  chan error    // the peer's refusals; one is kept
+	filled   chan struct{} // closed when a first sync may end: no block copy is under way
+	complete chan struct{} // closed when the first sync has ended
 
 	mu      sync.Mutex
 	binding *ship.Binding
@@ -56,7 +60,10 @@ func (g *group) startSource() error {
 	if err != nil {
 		return err
 	}
-	return s.begin()
+	if err := s.begin(); err != nil {
+		return errors.Join(err, g.closeImages())
+	}
+	return nil
 }
 
 // openSource prepares a source with a replica. fresh says that its images were
@@ -67,7 +74,11 @@ func (g *group) openSource(fresh bool) (*source, error) {
 	if link == nil {
 		return nil, fmt.Errorf("group %s replicates to site %q, which is not among the peers of the config file", g.name, f.Peer)
 	}
-	s := &source{g: g, limits: g.d.limits(g.name), link: link, clean: f.Clean, empty: fresh, synced: make(chan struct{}), finish: make(chan chan error)}
+	s := &source{g: g, limits: g.d.limits(g.name), link: link, clean: f.Clean, empty: fresh, synced: make(chan struct{}),
+		refused: make(chan error, 1), filled: make(chan struct{}), complete: make(chan struct{})}
+	if !fresh {
+		s.allFilled()
+	}
 	if err := s.openImages(f); err != nil {
 		return nil, errors.Join(err, g.closeImages())
 	}
@@ -243,35 +254,31 @@ func (s *source) stop() error {
 	return errors.Join(append(errs, s.close())...)
 }
 
-// ready waits until the group is attached and its gate open.
+// ready waits until the group is attached and its gate open. A replica's
+// site that refuses the group ends the wait.
 func (s *source) ready(ctx context.Context) error {
+	peer := s.g.snapshot().Peer
+	wait, cancel := context.WithTimeout(ctx, 2*linkPatience)
+	defer cancel()
 	select {
-	case <-ctx.Done():
-		return fmt.Errorf("wait for site %s: %w", s.g.snapshot().Peer, context.Cause(ctx))
+	case <-wait.Done():
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return failure("unreachable", fmt.Sprintf("site %s did not take the replica within %v: %s", peer, 2*linkPatience, s.g.status().Reason),
+			fmt.Sprintf("see kagami status, and the log of the daemon at site %s", peer))
 	case <-s.eng.Done():
 		return s.eng.Err()
+	case err := <-s.refused:
+		return fromPeer(peer, err)
 	case <-s.synced:
 		return nil
 	}
 }
 
-// finishFirstSync ends the first sync that a block copy was. It waits for the
-// link if it is lost just then.
-func (s *source) finishFirstSync(ctx context.Context) error {
-	for {
-		done := make(chan error, 1)
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-s.eng.Done():
-			return s.eng.Err()
-		case s.finish <- done:
-		}
-		if err := <-done; !errors.Is(err, errLinkLost) {
-			return err
-		}
-	}
-}
+// allFilled says that no block copy is under way any more: the VM runs from
+// the exports, and a first sync may end.
+func (s *source) allFilled() { close(s.filled) }
 
 // linkPatience is how long a command waits for a peer to be connected.
 const linkPatience = 10 * time.Second

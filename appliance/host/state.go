@@ -13,6 +13,7 @@ const (
 	Resyncing State = "resyncing"  // regions that may differ are compared and shipped
 	Detached  State = "unmirrored" // promoted and serving, without a replica
 	Fenced    State = "fenced"     // superseded by a promotion elsewhere: serves nothing
+	Leaving   State = "leaving"    // ended here: serves nothing; the replica's site has to be told
 
 	Waiting   State = "waiting"   // no source is attached
 	Receiving State = "receiving" // a source is attached
@@ -38,18 +39,22 @@ const (
 	PromoteBegun Input = "promotion begun"
 	PromoteUndo  Input = "promotion given up"
 	Promoted     Input = "promoted"
+	Released     Input = "replica given up" // an operator ends the group while its replica is not there
+	Ended        Input = "ended"            // no VM uses the group any more
 	Broken       Input = "failed"
 )
 
 // transitions is the whole machine. What is not listed is refused, but for
-// Broken, which leads to Failed from everywhere, and inputs that change nothing.
+// Broken and Ended, which lead to Failed and Leaving from everywhere, and
+// inputs that change nothing.
 var transitions = map[State]map[Input]State{
-	Syncing:   {LinkLost: Stalled, Attached: Syncing, SyncBegun: Syncing, SyncEnded: Streaming, ResyncBegun: Resyncing, Superseded: Fenced},
-	Streaming: {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced},
-	Stalled:   {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced},
-	Resyncing: {LinkLost: Stalled, ResyncBegun: Resyncing, ResyncEnded: Streaming, Superseded: Fenced},
-	Detached:  {},
+	Syncing:   {LinkLost: Stalled, Attached: Syncing, SyncBegun: Syncing, SyncEnded: Streaming, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
+	Streaming: {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
+	Stalled:   {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
+	Resyncing: {LinkLost: Stalled, ResyncBegun: Resyncing, ResyncEnded: Streaming, Superseded: Fenced, Released: Detached},
+	Detached:  {Released: Detached},
 	Fenced:    {LinkLost: Fenced, Superseded: Fenced},
+	Leaving:   {LinkLost: Leaving},
 	Waiting:   {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
 	Receiving: {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
 	Promoting: {SourceLeft: Promoting, PromoteBegun: Promoting, PromoteUndo: Waiting, Promoted: Detached},
@@ -63,14 +68,17 @@ type Authority bool
 // Next is the state machine: pure, total, the same for every group. Inputs
 // that lead to serving need authority.
 func Next(from State, in Input, may Authority) (State, error) {
-	if in == Broken {
+	switch in {
+	case Broken:
 		return Failed, nil
+	case Ended:
+		return Leaving, nil
 	}
 	to, ok := transitions[from][in]
 	if !ok {
 		return from, fmt.Errorf("a group that is %s cannot take %q", from, in)
 	}
-	if (in == PromoteBegun || in == Promoted) && !may {
+	if (in == PromoteBegun || in == Promoted || in == Released) && !may {
 		return from, fmt.Errorf("this site has no authority to serve the group")
 	}
 	return to, nil

@@ -4,21 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
-	"time"
+	"slices"
 
 	"kagami/appliance/control"
-	"kagami/qmp"
-	"kagami/replica/wire"
+	"kagami/images"
 )
 
 // Unprotect moves the disks of a VM back to plain files, live, and ends the
 // group at both sites. Each disk is copied by libvirt into a new file and
 // pivoted; until its pivot it runs from its export as before. The images that
 // kagami kept here are removed afterwards, those at the replica are kept.
+//
+// It works without the replica, too: see detachDisk.
 func (d *Daemon) Unprotect(ctx context.Context, req control.UnprotectRequest, emit func(control.Event)) error {
+	return explained(d.unprotect(ctx, req, emit), "put that right, then run kagami unprotect "+req.VM+" again")
+}
+
+func (d *Daemon) unprotect(ctx context.Context, req control.UnprotectRequest, emit func(control.Event)) error {
 	g, err := d.lookup(req.VM)
 	if err != nil {
 		return err
@@ -27,54 +32,126 @@ func (d *Daemon) Unprotect(ctx context.Context, req control.UnprotectRequest, em
 		return refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
 	}
 	defer g.op.Unlock()
-	files, err := d.planUnprotect(g, req)
+	files, err := d.planUnprotect(ctx, g, req)
 	if err != nil {
 		return err
 	}
-	for _, disk := range g.snapshot().Disks {
+	f := g.snapshot()
+	for _, disk := range f.Disks {
 		say(emit, "plan", "disk %s goes back to %s", disk.Name, files[disk.Name])
 	}
 	if req.DryRun {
 		return nil
 	}
-	for _, disk := range g.snapshot().Disks {
-		if err := d.detachDisk(ctx, g, disk, files[disk.Name], emit); err != nil {
-			return err
-		}
+	// Durable before the first disk leaves: no restart may call the rest protected.
+	if err := g.update(func(f *groupFile) { f.Phase = Unprotecting }); err != nil {
+		return err
 	}
-	return d.endGroup(context.WithoutCancel(ctx), g, emit)
+	if err := d.detachDisks(ctx, g, files, emit); err != nil {
+		return d.keepProtecting(g, f.Phase, err)
+	}
+	say(emit, "finish", "ending the group here and at site %s", f.Peer)
+	if err := d.end(g, ending{tell: true}, emit); err != nil {
+		return err
+	}
+	say(emit, "done", "%s runs from plain files again and is no longer protected", g.name)
+	return nil
 }
 
-// planUnprotect chooses the files: those asked for, else where the disks came
-// from, what lies there now being put aside first.
-func (d *Daemon) planUnprotect(g *group, req control.UnprotectRequest) (map[string]string, error) {
-	f := g.snapshot()
-	if f.Role == RoleReplica {
-		return nil, refused(fmt.Sprintf("site %s holds the replica of %s", d.cfg.Site, g.name), "run kagami unprotect at site "+f.Peer)
+// keepProtecting takes an unprotect back that failed before any disk had left.
+func (d *Daemon) keepProtecting(g *group, was Phase, cause error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoPatience)
+	defer cancel()
+	moved, err := d.attachedDisks(ctx, g)
+	if err == nil && len(moved) == len(g.snapshot().Disks) && g.current() != Detached && was == "" {
+		if err := g.update(func(f *groupFile) { f.Phase = was }); err != nil {
+			return because(cause, "and %v", err)
+		}
+		return because(cause, "%s stays as it was, protected", g.name)
 	}
-	if f.VM == "" {
+	g.alarm("unprotect", fmt.Sprintf("unprotect was broken off: disks %s of %s run from kagami, none of it is protected", orNone(moved), g.name))
+	e := &control.Error{}
+	errors.As(because(cause, "disks %s of %s go on from kagami, unprotected", orNone(moved), g.name), &e)
+	return failure(e.Code, e.Message, "put that right, then run kagami unprotect "+g.name+" again: it goes on where it stopped")
+}
+
+// planUnprotect looks at what stands in the way and chooses the files.
+func (d *Daemon) planUnprotect(ctx context.Context, g *group, req control.UnprotectRequest) (map[string]string, error) {
+	f := g.snapshot()
+	switch {
+	case f.Role == RoleReplica:
+		return nil, refused(fmt.Sprintf("site %s holds the replica of %s", d.cfg.Site, g.name), "run kagami unprotect at site "+f.Peer)
+	case f.Phase == Ending:
+		return nil, refused(fmt.Sprintf("%s was unprotected, but site %s could not be told yet", g.name, f.Peer), "bring that site back; it is told as soon as it is connected")
+	case f.Phase == Recovering || f.Phase == Booting:
+		return nil, refused("the failover of "+g.name+" has not ended", "run kagami failover "+g.name+" again first")
+	case f.Fenced != "":
+		return nil, refused(fmt.Sprintf("%s was promoted at site %s; what is here is superseded", g.name, f.Peer), "run kagami unprotect at site "+f.Peer)
+	case f.VM == "":
 		return nil, refused(g.name+" belongs to no VM", "take it out of the config file and restart the daemon")
 	}
-	if _, err := d.virt(); err != nil {
+	if err := d.mustRun(ctx, g); err != nil {
 		return nil, err
 	}
-	files := map[string]string{}
-	for _, disk := range f.Disks {
-		file := req.Files[disk.Name]
+	g.mu.Lock()
+	served, reason := g.src != nil, g.reason
+	g.mu.Unlock()
+	if !served {
+		return nil, failure("failed", fmt.Sprintf("the disks of %s are not served: %s", g.name, reason), "put that right and restart the daemon")
+	}
+	files, err := g.filesFor(req.Files)
+	if err != nil {
+		return nil, err
+	}
+	return files, d.roomForFiles(g, files)
+}
+
+// mustRun refuses a VM that does not run here: a disk moves live.
+func (d *Daemon) mustRun(ctx context.Context, g *group) error {
+	hv, err := d.virt()
+	if err != nil {
+		return err
+	}
+	vm := g.domainName()
+	st, err := hv.State(ctx, vm)
+	if err != nil {
+		return fromHypervisor(err)
+	}
+	if !st.Active() {
+		return refused(fmt.Sprintf("VM %s is not running", vm), "start it (virsh start "+vm+"): the disks are moved while it runs")
+	}
+	return nil
+}
+
+// filesFor chooses where the disks go: to the files asked for, else where they
+// came from, what lies there now being put aside first.
+func (g *group) filesFor(asked map[string]string) (map[string]string, error) {
+	files, disks := map[string]string{}, g.snapshot().Disks
+	for _, disk := range disks {
+		file := asked[disk.Name]
 		switch {
+		case file != "" && !filepath.IsAbs(file):
+			return nil, usage(fmt.Sprintf("file %q of disk %s is not absolute", file, disk.Name), "give the whole path")
 		case file != "":
 			if _, err := os.Lstat(file); err == nil {
-				return nil, refused(fmt.Sprintf("%s exists", file), "name a file that does not")
+				return nil, refused(fmt.Sprintf("file %s for disk %s exists", file, disk.Name), "name a file that does not")
 			}
 		case filepath.IsAbs(disk.Kept) && !isDevice(disk.Kept):
 			file = disk.Kept
 		default:
-			return nil, usage(fmt.Sprintf("it is not known where disk %s came from", disk.Name), fmt.Sprintf("name a file: --file %s=PATH", disk.Name))
+			return nil, usage(fmt.Sprintf("disk %s of %s did not come from a file", disk.Name, g.name), fmt.Sprintf("name one: kagami unprotect %s --file %s=PATH", g.name, disk.Name))
 		}
-		if !filepath.IsAbs(file) {
-			return nil, usage(fmt.Sprintf("file %q of disk %s is not absolute", file, disk.Name), "give the whole path")
+		for other, taken := range files {
+			if taken == file {
+				return nil, usage(fmt.Sprintf("disks %s and %s would go to the same file, %s", other, disk.Name, file), "name two files")
+			}
 		}
 		files[disk.Name] = file
+	}
+	for _, name := range slices.Sorted(maps.Keys(asked)) {
+		if files[name] == "" {
+			return nil, usage(fmt.Sprintf("%s has no disk %s", g.name, name), "kagami status "+g.name+" lists its disks")
+		}
 	}
 	return files, nil
 }
@@ -84,78 +161,21 @@ func isDevice(path string) bool {
 	return err == nil && !info.Mode().IsRegular()
 }
 
-// detachDisk moves one disk, if it has not been moved yet.
-func (d *Daemon) detachDisk(ctx context.Context, g *group, disk diskFile, file string, emit func(control.Event)) error {
-	f := g.snapshot()
-	attached, err := d.attachedDisks(ctx, g)
-	if err != nil {
-		return err
+// roomForFiles checks that the folders are there and have space, should the
+// disks be written full.
+func (d *Daemon) roomForFiles(g *group, files map[string]string) error {
+	need := map[string]int64{}
+	for _, disk := range g.snapshot().Disks {
+		dir := filepath.Dir(files[disk.Name])
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			return refused(fmt.Sprintf("disk %s of %s would go to %s, but there is no such folder", disk.Name, g.name, files[disk.Name]), "make the folder, or name another file")
+		}
+		need[dir] += disk.Size
 	}
-	if !contains(attached, disk.Name) {
-		say(emit, "detach "+disk.Name, "already runs from a file of its own")
-		return nil
-	}
-	if err := g.releaseKept(file); err != nil {
-		return err
-	}
-	began := time.Now()
-	hv, err := d.virt()
-	if err != nil {
-		return err
-	}
-	err = hv.Detach(ctx, qmp.DetachSpec{VM: f.VM, Target: disk.Name, Socket: disk.Socket, File: file}, func(done, total int64, phase string) {
-		emit(progressEvent("detach "+disk.Name, phase, done, total, began))
-	})
-	if err != nil {
-		return fromHypervisor(err)
-	}
-	return nil
-}
-
-func contains(names []string, name string) bool {
-	for _, n := range names {
-		if n == name {
-			return true
+	for _, dir := range slices.Sorted(maps.Keys(need)) {
+		if err := images.CheckSpace(d.fs, dir, need[dir]); err != nil {
+			return failure("no-space", fmt.Sprintf("no space for the disks of %s: %v", g.name, err), "make room, or name files elsewhere")
 		}
 	}
-	return false
-}
-
-// releaseKept puts an old file aside that lies where the disk is to go.
-func (g *group) releaseKept(file string) error {
-	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	g.mu.Lock()
-	kept := g.kept
-	g.kept = nil
-	g.mu.Unlock()
-	var errs []error
-	for _, img := range kept {
-		errs = append(errs, img.Close())
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("unlock old file: %w", err)
-	}
-	return g.d.moveAside(file)
-}
-
-// endGroup takes the group away at both sites once no VM uses it.
-func (d *Daemon) endGroup(ctx context.Context, g *group, emit func(control.Event)) error {
-	f := g.snapshot()
-	say(emit, "finish", "ending the group here and at site %s", f.Peer)
-	if err := g.stop(); err != nil {
-		g.note(fmt.Sprintf("while stopping: %v", err))
-	}
-	if f.Role == RoleSource {
-		if err := d.callPeer(ctx, f.Peer, wire.MethodRemove, wire.RemoveRequest{Group: f.ID}, nil); err != nil && !isCode(err, string(wire.CodeNotFound)) {
-			say(emit, "warning", "the replica at site %s was not removed: %v", f.Peer, err)
-		}
-	}
-	if err := g.removeState(true); err != nil {
-		return err
-	}
-	d.forget(g)
-	say(emit, "done", "%s runs from plain files again and is no longer protected", g.name)
 	return nil
 }

@@ -1,0 +1,111 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"kagami/appliance/control"
+	"kagami/qmp"
+)
+
+// attachDisks is step 4 of Protect: copy every disk into its export, and when
+// all copies follow the guest, make the VM use them. Until then, an
+// interruption or the end of the group's service cancels all copies.
+func (d *Daemon) attachDisks(ctx context.Context, g *group, src *source, emit func(control.Event)) error {
+	copying, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	interrupt := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
+	defer interrupt()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Go(func() { // nobody but us notices that the server of a copy is gone
+		select {
+		case <-src.eng.Done():
+			cancel(src.eng.Err())
+		case <-copying.Done():
+		}
+	})
+	commit := func() error {
+		if !interrupt() {
+			return context.Cause(ctx)
+		}
+		return nil
+	}
+	return fromHypervisor(d.attachFrom(copying, g, g.snapshot().Disks, commit, emit))
+}
+
+// attachFrom attaches the first of disks, and before it pivots, all others:
+// the last disk is the first to pivot, after commit.
+func (d *Daemon) attachFrom(ctx context.Context, g *group, disks []diskFile, commit func() error, emit func(control.Event)) error {
+	if len(disks) == 0 {
+		return commit()
+	}
+	hv, err := d.virt()
+	if err != nil {
+		return err
+	}
+	disk, began, what := disks[0], time.Now(), "first sync of "+disks[0].Name
+	g.setProgress(what, 0, disk.Size)
+	defer g.setProgress("", 0, 0)
+	progress := func(done, total int64, phase string) {
+		if phase == qmp.PhaseCopy {
+			g.setProgress(what, done, total)
+		}
+		emit(progressEvent("sync "+disk.Name, phase, done, total, began))
+	}
+	err = hv.Attach(ctx, qmp.AttachSpec{VM: g.snapshot().VM, Target: disk.Name, Socket: disk.Socket, Export: disk.Name,
+		Size: disk.Size, ReconnectDelay: d.limits(g.name).ReconnectDelay,
+		BeforePivot: func(ctx context.Context) error { return d.attachFrom(ctx, g, disks[1:], commit, emit) }}, progress)
+	if err != nil && d.isAttached(g, disk.Name) { // it runs from the export, which is what counts
+		say(emit, "warning", "disk %s: %v", disk.Name, err)
+		g.alarm(untreated(disk.Name), fmt.Sprintf("disk %s of VM %s: %v", disk.Name, g.domainName(), err))
+		return nil
+	}
+	return err
+}
+
+// isAttached reports that the VM is known to have the disk from here.
+func (d *Daemon) isAttached(g *group, disk string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), undoPatience)
+	defer cancel()
+	names, err := d.attachedDisks(ctx, g)
+	return err == nil && slices.Contains(names, disk)
+}
+
+// untreated is the kind of a disk's alarm about its place in the VM.
+func untreated(disk string) string { return "vm-" + disk }
+
+func progressEvent(step, message string, done, total int64, began time.Time) control.Event {
+	ev := control.Event{Step: step, Message: message, Done: done, Total: total}
+	if spent := time.Since(began).Seconds(); spent > 0.1 && done > 0 {
+		ev.Rate = int64(float64(done) / spent)
+		if ev.Rate > 0 && total > done {
+			ev.ETASeconds = float64(total-done) / float64(ev.Rate)
+		}
+	}
+	return ev
+}
+
+// attachedDisks names the disks of a group that its VM uses through kagami.
+func (d *Daemon) attachedDisks(ctx context.Context, g *group) ([]string, error) {
+	f := g.snapshot()
+	hv, err := d.virt()
+	if err != nil {
+		return nil, err
+	}
+	disks, err := hv.Disks(ctx, g.domainName())
+	if err != nil {
+		return nil, fromHypervisor(err)
+	}
+	var names []string
+	for _, disk := range disks {
+		if slices.ContainsFunc(f.Disks, func(df diskFile) bool { return df.Name == disk.Target && df.Socket == disk.Socket }) {
+			names = append(names, disk.Target)
+		}
+	}
+	return names, nil
+}

@@ -1,0 +1,224 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"kagami/appliance/control"
+	"kagami/qmp"
+	"kagami/replica/wire"
+)
+
+// undoPatience bounds what has to be asked of libvirt before a failed protect
+// can be undone.
+const undoPatience = time.Minute
+
+// takeBack undoes a protect that failed, at both sites, and returns the error
+// to report. src is nil when the group was never served.
+func (d *Daemon) takeBack(g *group, src *source, cause error, emit func(control.Event)) error {
+	say(emit, "undo", "taking everything back: %v", cause)
+	if src == nil { // libvirt and the peer have not heard of it
+		if err := d.end(g, ending{purge: true}, emit); err != nil {
+			return because(cause, "and not all of it could be taken back: %v", err)
+		}
+		return cause
+	}
+	if err := d.undo(g, ending{purge: true, tell: src.asked.Load()}, emit); err != nil {
+		return d.halfDone(g, cause, err)
+	}
+	return cause
+}
+
+// undo moves what runs from the exports back to plain files and ends the group.
+func (d *Daemon) undo(g *group, how ending, emit func(control.Event)) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoPatience)
+	defer cancel()
+	moved, err := d.attachedDisks(ctx, g)
+	switch {
+	case err != nil:
+		return err
+	case len(moved) == 0:
+		if err := g.cancelCopies(ctx); err != nil {
+			return err
+		}
+		return d.end(g, how, emit)
+	}
+	files, err := g.filesFor(nil)
+	if err != nil {
+		return err
+	}
+	if err := d.detachDisks(d.ctx, g, files, emit); err != nil {
+		return err
+	}
+	return d.end(g, how, emit)
+}
+
+// halfDone is the end of a protect that could not be undone: the VM goes on,
+// on the disks that it has, and the operator is told the way back.
+func (d *Daemon) halfDone(g *group, cause, undo error) error {
+	g.alarm("protect", fmt.Sprintf("protect was broken off (%v) and not taken back (%v): %s is not protected", cause, undo, g.name))
+	e := &control.Error{}
+	errors.As(because(cause, "not all of it could be taken back: %v", undo), &e)
+	return failure("half-done", e.Message, fmt.Sprintf("kagami unprotect %s moves its disks back to plain files", g.name))
+}
+
+// settleProtect brings a protect that the end of an earlier daemon broke off
+// to one of its two ends. If the VM runs from all exports, it goes on: the
+// first sync is taken up again by comparing. Else it is taken back. What
+// libvirt cannot tell now is looked at when it can (see superviseVMs).
+func (g *group) settleProtect() error {
+	d := g.d
+	if !g.op.TryLock() {
+		return nil // it is not broken off
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, undoPatience)
+	defer cancel()
+	moved, err := d.attachedDisks(ctx, g)
+	if err != nil {
+		defer g.op.Unlock()
+		g.alarm("protect", fmt.Sprintf("protect was broken off by the daemon's end; it is settled when libvirt answers: %v", err))
+		return nil
+	}
+	f := g.snapshot()
+	if len(moved) == len(f.Disks) {
+		defer g.op.Unlock()
+		g.alarm("protect", "")
+		g.note("protect was broken off by the daemon's end; the first sync is taken up again")
+		g.keepOld()
+		return g.startSource()
+	}
+	d.wg.Go(func() {
+		defer g.op.Unlock()
+		g.note(fmt.Sprintf("protect was broken off by the daemon's end: taken back (disks that run from kagami: %s)", orNone(moved)))
+		err := g.serveMoved(moved)
+		if err == nil {
+			err = d.undo(g, ending{purge: true, tell: true}, func(ev control.Event) { g.note(ev.Step + ": " + ev.Message) })
+		}
+		if err != nil && d.ctx.Err() == nil {
+			g.note(d.halfDone(g, errors.New("the daemon ended"), err).Error())
+		}
+	})
+	return nil
+}
+
+// serveMoved serves the disks that the VM has from here.
+func (g *group) serveMoved(moved []string) error {
+	if len(moved) == 0 {
+		return nil
+	}
+	if err := g.update(func(f *groupFile) { f.Phase = Unprotecting }); err != nil {
+		return err
+	}
+	g.input(Released, "protect is taken back")
+	return g.startAlone()
+}
+
+func orNone(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+// cancelCopies ends block jobs that an earlier life of the daemon began.
+func (g *group) cancelCopies(ctx context.Context) error {
+	hv, err := g.d.virt()
+	if err != nil {
+		return err
+	}
+	f := g.snapshot()
+	for _, disk := range f.Disks {
+		err := hv.CancelCopy(ctx, f.VM, disk.Name, disk.Socket)
+		if err != nil && !errors.Is(err, qmp.ErrNoDomain) && !errors.Is(err, qmp.ErrNoDisk) {
+			return fromHypervisor(err)
+		}
+	}
+	return nil
+}
+
+// ending says how a group ends.
+type ending struct {
+	purge bool // the replica's images go, too
+	tell  bool // the replica's site may have a replica
+}
+
+// end takes away a group that no VM uses: its service, its images and state
+// here, its replica at the peer. If the peer cannot be told, the group stays
+// as long as it takes to tell it, over restarts.
+func (d *Daemon) end(g *group, how ending, emit func(control.Event)) error {
+	if err := g.stop(); err != nil {
+		g.note(fmt.Sprintf("while stopping: %v", err))
+	}
+	if d.find(g.name) != g { // it has no file yet
+		return errors.Join(g.removeImages(), g.removeFolder())
+	}
+	f := g.snapshot()
+	how.tell = how.tell && f.Role == RoleSource && d.links[f.Peer] != nil
+	// From here on it ends, whatever happens: durable before anything is removed.
+	if err := g.update(func(f *groupFile) { f.Phase, f.Purge, f.Clean = Ending, how.purge, nil }); err != nil {
+		return err
+	}
+	g.input(Ended, "no VM uses it any more")
+	if err := g.removeImages(); err != nil {
+		return err
+	}
+	if how.tell {
+		err := d.callPeer(context.Background(), f.Peer, wire.MethodRemove, wire.RemoveRequest{Group: f.ID, Purge: how.purge}, nil)
+		if err != nil && !isCode(err, string(wire.CodeNotFound)) {
+			say(emit, "warning", "site %s is told to remove its replica as soon as it is connected: %v", f.Peer, err)
+			g.leave()
+			return nil
+		}
+	}
+	return g.vanish()
+}
+
+// leave tells the replica's site, as soon as it is connected, that the group has ended.
+func (g *group) leave() {
+	g.d.wg.Go(func() {
+		if err := g.farewell(g.d.ctx); err != nil && g.d.ctx.Err() == nil {
+			g.fail(err)
+		}
+	})
+}
+
+// farewellRetry is the pause after a peer refused.
+const farewellRetry = 5 * time.Second
+
+func (g *group) farewell(ctx context.Context) error {
+	f := g.snapshot()
+	if err := g.removeImages(); err != nil {
+		return err
+	}
+	for link := g.d.links[f.Peer]; link != nil; {
+		sess, err := link.Session(ctx)
+		if err != nil {
+			return err // ctx has ended
+		}
+		err = sess.Call(ctx, wire.MethodRemove, wire.RemoveRequest{Group: f.ID, Purge: f.Purge}, nil)
+		var werr *wire.Error
+		if err == nil || errors.As(err, &werr) && werr.Code == wire.CodeNotFound {
+			break
+		}
+		g.alarm("leave", fmt.Sprintf("site %s did not remove its replica: %v", f.Peer, err))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(farewellRetry):
+		}
+	}
+	return g.vanish()
+}
+
+// vanish removes the last traces of a group that has ended.
+func (g *group) vanish() error {
+	if err := g.removeFolder(); err != nil {
+		return err
+	}
+	g.note("ended")
+	g.d.forget(g)
+	return nil
+}
