@@ -107,13 +107,16 @@ type batch struct {
 }
 
 // applyBatch is the redo of one batch. The order makes a crash at any point
-// harmless: the whole batch is read, verified and its space reserved; the
-// images are written; they are made durable; the mark is made durable; only
+// harmless: the whole batch is read, verified and its space reserved; its end
+// is made durable as what is being applied; the images are written; they are made durable; the mark is made durable; only
 // then may the spool reuse the segments.
 func (g *Group) applyBatch(from epoch.LSN) error {
 	b, err := g.prepare(from)
 	if err != nil {
 		return g.applyFailed(err)
+	}
+	if err := g.redoing.Store(spool.Applied{Pos: b.end}); err != nil {
+		return g.fail(fmt.Errorf("store what is being applied: %w", err))
 	}
 	if err := g.redo(from, b.end.LSN); err != nil {
 		return g.applyFailed(err)
@@ -176,7 +179,11 @@ func (g *Group) applyFailed(err error) error {
 	if sealed {
 		return err
 	}
-	ch, rerr := g.fallBack(fmt.Sprintf("the spool was damaged, epochs after record %d are lost: %v", applied, err))
+	d := damage{Why: fmt.Sprintf("the spool was damaged, epochs after record %d are lost: %v", applied, err)}
+	if to := g.redoing.Load().Pos.LSN; to > applied {
+		d = damage{Why: fmt.Sprintf("%s: %v", tornText(applied, to), err), Torn: true}
+	}
+	ch, rerr := g.fallBack(d)
 	if rerr != nil {
 		return g.fail(rerr)
 	}
@@ -189,18 +196,18 @@ func (g *Group) applyFailed(err error) error {
 
 // fallBack gives up what is spooled, after recording why. It returns the
 // channel that it cut off, whose link the caller drops. The caller holds applying.
-func (g *Group) fallBack(why string) (*Channel, error) {
+func (g *Group) fallBack(d damage) (*Channel, error) {
 	g.switching.Lock()
 	defer g.switching.Unlock()
 	g.committing.Lock()
 	defer g.committing.Unlock()
-	if err := g.storeDamage(why); err != nil {
+	if err := g.storeDamage(d); err != nil {
 		return nil, err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	ch := g.channel
-	g.channel, g.damaged = nil, why
+	g.channel = nil
 	clear(g.pending)
 	g.waiting, g.full = 0, false
 	if err := g.spool.Reset(g.applied.LSN); err != nil {

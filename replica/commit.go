@@ -46,8 +46,8 @@ func (g *Group) commitHeld() error {
 			g.closedNs, g.closes = g.closes[0].ns, g.closes[1:]
 		}
 		if g.syncDone != 0 && g.syncDone < pos.LSN {
-			healed = g.damaged != ""
-			g.complete, g.syncDone, g.damaged = true, 0, ""
+			healed = g.damaged.Why != ""
+			g.complete, g.syncDone, g.damaged = true, 0, damage{}
 		}
 	}
 	g.ackLocked()

@@ -1,19 +1,34 @@
 package replica
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 
+	"kagami/ext4j/epoch"
 	"kagami/images"
+	"kagami/replica/spool"
 )
 
-// The file `damaged` in the group's folder says, in words, why this replica
-// may hold less, or something else, than what it acknowledged. It is there
-// until a compare of everything has ended: a source that was itself restarted
-// meanwhile does not know what had been acknowledged to it, and would compare
-// only what it remembers to have changed.
+// Two files in the group's folder keep what the applied mark cannot say.
+//
+// `damaged` says why this replica may hold less, or something else, than what
+// it acknowledged. It is there until a compare of everything has ended: a source
+// that was itself restarted meanwhile does not know what had been acknowledged
+// to it, and would compare only what it remembers to have changed.
+//
+// `applying` has the form of the applied mark and names the last epoch of the
+// batch that is being written to the images. It is durable before the first
+// write. If it is above the applied mark and the spool can no longer redo up to
+// it, the images hold parts of epochs: they are torn.
+
+// damage is the content of the file `damaged`, as JSON.
+type damage struct {
+	Why  string `json:"why"`  // in words; "" when there is none
+	Torn bool   `json:"torn"` // the images are no epoch's
+}
 
 const damagedMax = 64 << 10
 
@@ -24,29 +39,56 @@ func (g *Group) damagedPath() string { return g.o.Dir + "/damaged" }
 // epochs that are not there any more.
 func (g *Group) recallDamage(lost string) error {
 	b, err := images.ReadFile(g.o.FS, g.damagedPath(), damagedMax)
+	if err == nil {
+		err = json.Unmarshal(b, &g.damaged)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read what is known to be damaged: %w", err)
 	}
-	g.damaged = string(b)
-	for _, why := range []string{g.o.Damaged, lost} {
-		if why == "" {
+	reasons := []damage{{Why: g.o.Damaged}, {Why: lost}}
+	if to := g.redoing.Load().Pos.LSN; to > g.durable.LSN {
+		reasons = append(reasons, damage{Why: tornText(g.applied.LSN, to), Torn: true})
+	}
+	for _, d := range reasons {
+		if d.Why == "" {
 			continue
 		}
-		if err := g.storeDamage(why); err != nil {
+		if err := g.storeDamage(d); err != nil {
 			return err
 		}
-		g.damaged = why
 	}
 	return nil
 }
 
-// storeDamage makes the reason durable. It comes before whatever would make
-// the damage undetectable.
-func (g *Group) storeDamage(why string) error {
-	why = why[:min(len(why), damagedMax)]
-	if err := images.WriteFileAtomic(g.o.FS, g.damagedPath(), []byte(why), 0o600); err != nil {
+func tornText(applied, to epoch.LSN) string {
+	return fmt.Sprintf("records %d to %d were being applied, cannot be read again, and are in the images in part: the images are not consistent", applied+1, to)
+}
+
+// storeDamage adds to what is known and makes it durable. It comes before
+// whatever would make the damage undetectable. Called by recover, or with
+// applying and switching held.
+func (g *Group) storeDamage(d damage) error {
+	g.mu.Lock()
+	old := g.damaged
+	g.mu.Unlock()
+	d.Torn = d.Torn || old.Torn
+	if old.Torn {
+		d.Why = old.Why // nothing is worse
+	}
+	d.Why = d.Why[:min(len(d.Why), damagedMax/8)] // JSON may take six bytes for one
+	b, err := json.Marshal(d)
+	if err == nil {
+		err = images.WriteFileAtomic(g.o.FS, g.damagedPath(), b, 0o600)
+	}
+	if err == nil && d.Torn {
+		err = g.redoing.Store(spool.Applied{Pos: g.applied}) // it has been heard
+	}
+	if err != nil {
 		return fmt.Errorf("record that the replica is damaged: %w", err)
 	}
+	g.mu.Lock()
+	g.damaged = d
+	g.mu.Unlock()
 	return nil
 }
 

@@ -65,9 +65,10 @@ var ErrFenced = errors.New("this source was superseded: the group was promoted h
 
 // Group is the replica of one group. All methods are safe for concurrent use.
 type Group struct {
-	o     Options
-	spool *spool.Spool
-	mark  *spool.Mark
+	o       Options
+	spool   *spool.Spool
+	mark    *spool.Mark
+	redoing *spool.Mark // the file `applying`, see damage.go
 
 	applying   sync.Mutex // one apply, hash or seal at a time
 	switching  sync.Mutex // one attach, seal or fall-back at a time
@@ -94,7 +95,7 @@ type Group struct {
 	syncDone epoch.LSN   // spooled, not yet in a durable epoch; 0: none
 	closes   []closeMark // spooled, not yet durable
 	fresh    bool
-	damaged  string
+	damaged  damage
 	sealed   bool
 	stalled  string // why apply makes no progress, in words
 	since    time.Time
@@ -145,13 +146,17 @@ func (g *Group) recover() error {
 	if err != nil {
 		return fmt.Errorf("open applied mark: %w", err)
 	}
+	redoing, err := spool.OpenMark(g.o.FS, g.o.Dir+"/applying")
+	if err != nil {
+		return errors.Join(fmt.Errorf("open mark of what is being applied: %w", err), mark.Close())
+	}
 	m := mark.Load()
 	sp, rec, err := spool.Open(spool.Options{FS: g.o.FS, Dir: g.o.Dir + "/spool", Group: g.o.ID,
 		SegmentBytes: g.o.Limits.SegmentBytes, MaxBytes: g.o.Limits.SpoolBytes, Inflate: g.o.Codec.Inflate}, m.Pos.LSN)
 	if err != nil {
-		return errors.Join(fmt.Errorf("open spool: %w", err), mark.Close())
+		return errors.Join(fmt.Errorf("open spool: %w", err), mark.Close(), redoing.Close())
 	}
-	g.spool, g.mark = sp, mark
+	g.spool, g.mark, g.redoing = sp, mark, redoing
 	g.applied, g.durable, g.closedNs = m.Pos, m.Pos, m.CloseTimeNs
 	g.complete, g.appliedC = m.SyncDone, m.SyncDone
 	if rec.Closed && rec.Durable.LSN > m.Pos.LSN {
@@ -194,7 +199,9 @@ func (g *Group) findSyncDone() error {
 	}
 }
 
-func (g *Group) closeFiles() error { return errors.Join(g.spool.Close(), g.mark.Close()) }
+func (g *Group) closeFiles() error {
+	return errors.Join(g.spool.Close(), g.mark.Close(), g.redoing.Close())
+}
 
 // Close stops the goroutines and closes spool and mark. Images are the caller's.
 func (g *Group) Close() error {
@@ -251,7 +258,7 @@ func (g *Group) Status() Status {
 	defer g.mu.Unlock()
 	s := Status{Lineage: g.lineage, Session: g.session, Received: g.expect - 1, Durable: g.durable.LSN, Applied: g.applied.LSN,
 		Complete: g.complete, Sealed: g.sealed, Attached: g.channel != nil, SpoolUsed: used, SpoolMax: limit, SpoolFull: g.full,
-		Stalled: g.stalled, Damaged: g.damaged, Recovery: g.recovery, Err: g.err, Counters: g.counters}
+		Stalled: g.stalled, Damaged: g.damaged.Why, Recovery: g.recovery, Err: g.err, Counters: g.counters}
 	if g.closedNs != 0 {
 		s.CloseTime = time.Unix(0, g.closedNs)
 	}

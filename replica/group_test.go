@@ -570,6 +570,71 @@ func TestDamagedSpool(t *testing.T) {
 	}
 }
 
+// TestTornImages: an apply that began and can neither go on nor be undone,
+// because the spool rotted, is told; a compare repairs it.
+func TestTornImages(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSite(t, 1)
+			s.limits.ApplyBytes = 4 << 20
+			s.mustOpen()
+			defer func() { s.shut() }()
+			s.mustAttach(1)
+			m := newStream(1, 1)
+			m.syncDone()
+			one := m.close()
+			s.receive(m.take())
+			time.Sleep(5 * time.Second)
+			for i := range 9 { // two segments: what is read ahead in one does not rot
+				m.write(0, i*80_000, pattern(200_000, 2))
+				m.close()
+			}
+			n := 0
+			s.fs.SetHook(func(op fault.Op, name string) error {
+				if strings.HasSuffix(name, ".raw") && op == fault.OpWrite {
+					if n++; n == 2 {
+						s.damage(2)
+						if restart {
+							return fault.ErrStopped
+						}
+					}
+				}
+				return nil
+			})
+			s.receive(m.take())
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			if restart {
+				s.reopen(false)
+				s.reopen(true)
+			}
+			if st := s.g.Status(); st.Applied != one || !strings.Contains(st.Damaged, "not consistent") || st.Err != nil {
+				t.Errorf("restart %v: %+v", restart, st)
+			}
+			if sealed, err := s.g.Seal(); err != nil || !sealed.Torn || sealed.Lost == "" {
+				t.Errorf("restart %v: sealed %+v, %v", restart, sealed, err)
+			}
+			s.g.Unseal()
+			if resp := s.mustAttach(2); resp.Damaged == "" || resp.Pos.LSN != one {
+				t.Errorf("restart %v: the source is told %+v", restart, resp)
+			}
+			c := newStream(2, one+1)
+			for i := range diskSize / epoch.MaxPayload {
+				c.write(0, i*epoch.MaxPayload, pattern(epoch.MaxPayload, 3))
+			}
+			c.syncDone()
+			last := c.close()
+			s.receive(c.take())
+			synctest.Wait()
+			s.reopen(true)
+			if sealed, err := s.g.Seal(); err != nil || sealed.Torn || sealed.Lost != "" || sealed.Pos.LSN != last {
+				t.Errorf("restart %v: after the compare: %+v, %v", restart, sealed, err)
+			}
+			s.holds(c)
+		})
+	}
+}
+
 // TestLostWhileDown: the same when the damage is found at start.
 func TestLostWhileDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

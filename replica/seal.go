@@ -15,6 +15,9 @@ type Sealed struct {
 	// acknowledged, or what the last recovery found behind the last epoch; ""
 	// when there is nothing to say.
 	Lost string
+	// Torn: the images hold parts of epochs and are not consistent. Only a
+	// damaged spool in the middle of an apply leaves them so.
+	Torn bool
 }
 
 // Seal ends the stream at the last whole epoch and applies all of it. The
@@ -40,11 +43,14 @@ func (g *Group) Seal() (Sealed, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := Sealed{Pos: g.applied, CloseNs: g.closedNs, Complete: g.appliedC, Lost: g.recovery}
-	if g.damaged != "" {
-		s.Lost = g.damaged
+	if g.damaged.Why != "" {
+		s.Lost, s.Torn = g.damaged.Why, g.damaged.Torn
 	}
 	if err != nil && g.err == nil && isDamage(err) {
 		s.Lost = fmt.Sprintf("the spool is damaged after record %d, epochs up to record %d are lost: %v", g.applied.LSN, g.durable.LSN, err)
+		if to := g.redoing.Load().Pos.LSN; to > g.applied.LSN {
+			s.Lost, s.Torn = fmt.Sprintf("%s: %v", tornText(g.applied.LSN, to), err), true
+		}
 		m := g.mark.Load()
 		s.CloseNs = m.CloseTimeNs
 		return s, nil
