@@ -178,7 +178,7 @@ func (r *fakeRecorder) mustHold(t *testing.T, disk uint32, off, n int64) {
 	t.Errorf("disk %d: %d bytes at %d are changed before they are durable in the record of changes", disk, n, off)
 }
 
-func (r *fakeRecorder) Begin(uint64, epoch.LSN) {}
+func (r *fakeRecorder) Begin(uint64, epoch.LSN, epoch.LSN) {}
 
 func (r *fakeRecorder) Acked(lsn epoch.LSN) {
 	r.mu.Lock()

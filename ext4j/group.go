@@ -22,7 +22,8 @@ type Recorder interface {
 	// Release unpins; the pwrite has returned and last is the newest record that touched the range.
 	Release(disk uint32, off, n int64, last epoch.LSN)
 	// Begin starts a session in which the replica has everything up to acked.
-	Begin(session uint64, acked epoch.LSN)
+	// The LSNs told here rise across sessions: they are shift above the session's own.
+	Begin(session uint64, acked, shift epoch.LSN)
 	// Acked tells that the replica has every record up to lsn.
 	Acked(lsn epoch.LSN)
 	// SyncBegin and SyncEnd bracket an fdatasync of the disk's image that succeeded.
@@ -124,11 +125,11 @@ func NewGroup(o Options) *Group {
 // scan that follows ships it. FLUSHes that were waiting wait for the end of
 // that scan: a session without hold may begin only before the gate first opens.
 func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold bool) {
-	g.rec.Begin(session, next-1)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.lineage, g.session = lineage, session
 	g.shift = max(g.q.next()+g.shift, next) - next
+	g.rec.Begin(session, g.markLocked(next-1), g.shift)
 	g.q.reset(next)
 	g.acked, g.closed = next-1, next-1
 	g.open, g.marks = openEpoch{}, nil
@@ -274,6 +275,13 @@ func (g *Group) wakeAtEnd(ctx context.Context) func() bool {
 // present one began. Without that, regions of an earlier session would wait for
 // acknowledgements that this one does not reach.
 func (g *Group) markLocked(l epoch.LSN) epoch.LSN { return l + g.shift }
+
+// CloseMark is the last Close record's LSN as the recorder knows it.
+func (g *Group) CloseMark() epoch.LSN {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.markLocked(g.closed)
+}
 
 // append gives r the next LSN and queues it. It returns the mark to release
 // its region with. The caller holds the range lock and has completed the pwrite.

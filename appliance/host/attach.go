@@ -318,7 +318,7 @@ func (s *source) hold(ctx context.Context, d time.Duration) {
 // releasePins lets the regions that an earlier life of the daemon left in the
 // active log leave it in the usual way: the resync has covered them.
 func (s *source) releasePins() {
-	s.log.Adopt(s.eng.Stats().Close) // the resync's own, or a later one
+	s.log.Adopt(s.eng.CloseMark()) // the resync's own, or a later one
 	s.active = nil
 }
 

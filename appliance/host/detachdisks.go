@@ -197,7 +197,7 @@ type unrecorded struct{}
 
 func (unrecorded) Acquire(context.Context, uint32, int64, int64) error { return nil }
 func (unrecorded) Release(uint32, int64, int64, epoch.LSN)             {}
-func (unrecorded) Begin(uint64, epoch.LSN)                             {}
+func (unrecorded) Begin(uint64, epoch.LSN, epoch.LSN)                  {}
 func (unrecorded) Acked(epoch.LSN)                                     {}
 func (unrecorded) SyncBegin(uint32) uint64                             { return 0 }
 func (unrecorded) SyncEnd(uint32, uint64)                              {}

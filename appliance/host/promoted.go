@@ -20,7 +20,7 @@ func (c changes) Acquire(_ context.Context, disk uint32, off, n int64) error {
 }
 
 func (c changes) Release(uint32, int64, int64, epoch.LSN) {}
-func (c changes) Begin(uint64, epoch.LSN)                 {}
+func (c changes) Begin(uint64, epoch.LSN, epoch.LSN)      {}
 func (c changes) Acked(epoch.LSN)                         {}
 func (c changes) SyncBegin(uint32) uint64                 { return 0 }
 func (c changes) SyncEnd(uint32, uint64)                  {}

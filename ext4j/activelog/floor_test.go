@@ -34,7 +34,7 @@ func TestFloorIsWhatRemovalsRelyOn(t *testing.T) {
 	if f := l.Floor(); f != (Floor{}) {
 		t.Fatalf("a new log has floor %+v", f)
 	}
-	l.Begin(7, 100)
+	l.Begin(7, 100, 0)
 	write(l, 1, 101)
 	write(l, 2, 102)
 	l.Acked(102)
@@ -45,41 +45,17 @@ func TestFloorIsWhatRemovalsRelyOn(t *testing.T) {
 	if f := l.Floor(); f.Session != 7 || f.LSN < 102 {
 		t.Fatalf("floor %+v, but a region left for record 101 or 102 of session 7", f)
 	}
-	l.Begin(8, 102) // nothing acknowledged in this session yet: record 102 is of session 7
+	l.Begin(8, 102, 0) // nothing acknowledged in this session yet: record 102 is of session 7
 	if f := l.Floor(); f != (Floor{7, 102}) {
 		t.Fatalf("floor %+v after session 8 began at 102", f)
 	}
-	l.Begin(9, 90) // the replica had fallen back; everything is compared
+	l.Begin(9, 103, 13) // the replica had fallen back; everything is compared
 	if f := l.Floor(); f != (Floor{}) {
-		t.Fatalf("floor %+v after session 9 began at 90", f)
+		t.Fatalf("floor %+v after session 9 began at its record 90", f)
 	}
-	l.Acked(91)
+	l.Acked(104)
 	if f := l.Floor(); f != (Floor{9, 91}) {
 		t.Fatalf("floor %+v after record 91 of session 9 was acknowledged", f)
-	}
-}
-
-// TestBeginAtALowerLSN: acknowledgements of an earlier session must not let
-// records of a later one, whose LSNs are lower, leave.
-func TestBeginAtALowerLSN(t *testing.T) {
-	l, _, err := Open(fault.NewFS(2), "/log", Options{Group: testGroup, RegionBytes: 4096, MaxRegions: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Begin(1, 0)
-	l.Acked(5000)
-	l.Begin(2, 3000)
-	if err := l.Acquire(context.Background(), 1, 0, 1); err != nil {
-		t.Fatal(err)
-	}
-	l.Release(1, 0, 1, 3001)
-	l.SyncEnd(1, l.SyncBegin(1))
-	if acquired(l) {
-		t.Fatal("region 0 left although record 3001 of session 2 is not acknowledged")
-	}
-	l.Acked(3001)
-	if err := l.Acquire(context.Background(), 1, 4096, 1); err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -98,7 +74,7 @@ func TestAdoptedRegionsLeave(t *testing.T) {
 	if err != nil || len(kept) != 1 {
 		t.Fatalf("recovered %v, %v", kept, err)
 	}
-	l.Begin(2, 10)
+	l.Begin(2, 10, 0)
 	if acquired(l) {
 		t.Fatal("a recovered region left before it was adopted")
 	}

@@ -74,6 +74,7 @@ type Log struct {
 	set     *set
 	session uint64    // of set.acked; 0: none has begun
 	base    epoch.LSN // what had been acknowledged when it began
+	shift   epoch.LSN // see Begin
 	prior   Floor     // the floor until more is
 	queue   []*request
 	removed []key // left the set; not written yet
@@ -208,18 +209,20 @@ func (l *Log) floor() Floor {
 	if l.set.acked <= l.base {
 		return l.prior
 	}
-	return Floor{l.session, l.set.acked}
+	return Floor{l.session, l.set.acked - l.shift}
 }
 
 // Begin starts a session in which the replica has acknowledged everything up
-// to acked; LSNs go on from there, even if an earlier session had come further.
-func (l *Log) Begin(session uint64, acked epoch.LSN) {
+// to acked. The LSNs told to the log rise across sessions; shift is what they
+// are above the session's own, which may have begun lower than where the one
+// before had come to.
+func (l *Log) Begin(session uint64, acked, shift epoch.LSN) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.prior = l.floor(); l.prior.LSN > acked {
+	if l.prior = l.floor(); l.prior.LSN > acked-shift {
 		l.prior = Floor{} // the replica fell back, and is compared as a whole
 	}
-	l.session, l.base, l.set.acked = session, acked, acked
+	l.session, l.base, l.shift = session, max(acked, l.set.acked), shift
 	l.progress()
 }
 
