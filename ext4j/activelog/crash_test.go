@@ -334,8 +334,10 @@ func run(t *testing.T, seed int64) *world {
 // TestCrash runs random histories with crashes at random steps. A failure prints its seed.
 func TestCrash(t *testing.T) {
 	seeds := int64(1200)
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		seeds = 150
+	} else if raceEnabled {
+		seeds = 60
 	}
 	if s := os.Getenv("ACTIVELOG_SEEDS"); s != "" {
 		n, err := strconv.ParseInt(s, 10, 64)

@@ -380,7 +380,7 @@ func TestDamagedFile(t *testing.T) {
 
 // TestRot: a flipped bit in what a later batch proves durable is never a smaller set.
 func TestRot(t *testing.T) {
-	for seed := range int64(200) {
+	for seed := range scale(int64(200)) {
 		f := fault.NewFS(seed)
 		l := open(t, f, 100)
 		for i := range int64(5) {

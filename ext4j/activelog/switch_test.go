@@ -38,7 +38,7 @@ func expect(t *testing.T, f *fault.FS, n int, seed, step int64) {
 
 // TestSwitchCrash crashes at every step of a history with two changes of halves.
 func TestSwitchCrash(t *testing.T) {
-	for seed := range int64(8) {
+	for seed := range scale(int64(8)) {
 		f := fault.NewFS(seed)
 		if n := history(f); n != 50 {
 			t.Fatalf("history ended at %d", n)
@@ -57,7 +57,7 @@ func TestSwitchCrash(t *testing.T) {
 // the power while the log is opened again: what is then read must not count on
 // blocks that only the page cache held.
 func TestSwitchSyncError(t *testing.T) {
-	for seed := range int64(40) {
+	for seed := range scale(int64(40)) {
 		for nth := 20; nth < 30; nth++ { // around the first change of halves
 			f := fault.NewFS(seed)
 			f.Inject(fault.Fault{Op: fault.OpSync, Name: "log", Nth: nth, Err: syscall.EIO})

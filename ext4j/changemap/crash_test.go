@@ -31,7 +31,7 @@ func must(t *testing.T, err error) {
 func TestCrash(t *testing.T) {
 	const regions = 100_000 // four pages of bits
 	found := 0
-	for seed := range int64(1500) {
+	for seed := range scale(int64(1500)) {
 		rng := rand.New(rand.NewPCG(uint64(seed), 1))
 		f := fault.NewFS(seed)
 		must2, may := map[uint64]bool{}, map[uint64]bool{}

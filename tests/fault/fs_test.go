@@ -41,7 +41,7 @@ func fill(c byte, n int) []byte { return bytes.Repeat([]byte{c}, n) }
 
 // TestContentModel compares random operations with a plain byte slice.
 func TestContentModel(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range scale(uint64(200)) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		f := NewFS(int64(seed))
 		h := create(t, f, "/a")
@@ -468,7 +468,7 @@ func script(seed, stop int64) (string, int64) {
 
 func TestDeterministic(t *testing.T) {
 	pictures := map[string]bool{}
-	for seed := range int64(20) {
+	for seed := range scale(int64(20)) {
 		_, steps := script(seed, 0)
 		for stop := range steps {
 			a, n := script(seed, stop)
@@ -482,7 +482,7 @@ func TestDeterministic(t *testing.T) {
 			pictures[a] = true
 		}
 	}
-	if len(pictures) < 50 {
+	if len(pictures) < scale(50) {
 		t.Fatalf("only %d different outcomes", len(pictures))
 	}
 }

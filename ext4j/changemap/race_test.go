@@ -1,0 +1,5 @@
+//go:build race
+
+package changemap
+
+const raceEnabled = true
