@@ -101,22 +101,21 @@ type Spool struct {
 	commitMu sync.Mutex // one Commit at a time; held while files are closed
 	buf      []byte     // under appendMu
 
-	mu      sync.Mutex // everything below
-	cond    *sync.Cond // slots, err or closing changed
-	wg      sync.WaitGroup
-	live    []*segment // in log order
-	cur     *segment   // takes the next record; nil: it begins a segment
-	free    []*slot    // ready for use, the one freed first in front
-	raw     []*slot    // must be filled before use
-	ids     map[int]bool
-	total   int64   // bytes of all slots
-	busy    bool    // a slot is being filled or removed
-	junk    []*slot // to be removed
-	noSlot  error   // why the last slot could not be made
-	number  uint64
-	base    epoch.LSN // the log holds what is above it
-	fresh   bool      // nothing appended since Open or Reset, and nothing above base
-	applied epoch.LSN
+	mu     sync.Mutex // everything below
+	cond   *sync.Cond // slots, err or closing changed
+	wg     sync.WaitGroup
+	live   []*segment // in log order
+	cur    *segment   // takes the next record; nil: it begins a segment
+	free   []*slot    // ready for use, the one freed first in front
+	raw    []*slot    // must be filled before use
+	ids    map[int]bool
+	total  int64   // bytes of all slots
+	busy   bool    // a slot is being filled or removed
+	junk   []*slot // to be removed
+	noSlot error   // why the last slot could not be made
+	number uint64
+	base   epoch.LSN // the log holds what is above it
+	fresh  bool      // nothing appended since Open or Reset, and nothing above base
 
 	appended, closed, durable epoch.Pos
 

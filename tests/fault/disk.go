@@ -44,10 +44,6 @@ type nameOp struct {
 	ino  *inode // of a create
 }
 
-func (o nameOp) touches(dir string) bool {
-	return o.from != "" && path.Dir(o.from) == dir || o.to != "" && path.Dir(o.to) == dir
-}
-
 func (o nameOp) dirs() []string {
 	var d []string
 	for _, n := range []string{o.from, o.to} {
