@@ -48,6 +48,7 @@ func (c *scriptConn) SetWriteDeadline(time.Time) error { return nil }
 type oneListener struct {
 	nc   net.Conn
 	done chan struct{}
+	once sync.Once
 }
 
 func (l *oneListener) Accept() (net.Conn, error) {
@@ -59,7 +60,11 @@ func (l *oneListener) Accept() (net.Conn, error) {
 	return nil, net.ErrClosed
 }
 
-func (l *oneListener) Close() error   { close(l.done); return nil }
+func (l *oneListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
 func (l *oneListener) Addr() net.Addr { return &net.UnixAddr{} }
 
 // FuzzServer feeds a whole connection to the server. It must end by itself, have called
@@ -91,7 +96,7 @@ func FuzzServer(f *testing.F) {
 		must(t, s.Add(Export{Name: "a", Device: d}))
 		must(t, s.Add(Export{Name: "b", Device: d, ReadOnly: true, MinBlock: 512}))
 		nc := &scriptConn{in: bytes.NewReader(input), ended: make(chan struct{})}
-		l := &oneListener{nc, make(chan struct{})}
+		l := &oneListener{nc: nc, done: make(chan struct{})}
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(context.Background(), l) }()
 		<-nc.ended

@@ -170,6 +170,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		err = nil
 	}
 	s.removeListener(l)
+	_ = l.Close()      // has to be over when Serve returns; closing twice does no harm
 	cancel(errClosing) // drops the clients
 	conns.Wait()
 	return err

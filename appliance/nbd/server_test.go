@@ -63,6 +63,23 @@ func (d *ramDevice) callsNow() []string {
 	return append([]string(nil), d.calls...)
 }
 
+// TestListenAgain: when Close has returned, the path is free.
+func TestListenAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	for range 100 {
+		l, err := ListenUnix(path, -1, 0o600)
+		must(t, err)
+		s := NewServer(Options{})
+		go func() { _ = s.Serve(context.Background(), l) }()
+		nc, err := net.Dial("unix", path) // not before Serve runs, or Close comes first
+		must(t, err)
+		_, err = nc.Read(make([]byte, 18))
+		must(t, err)
+		s.Close()
+		must(t, nc.Close())
+	}
+}
+
 func TestServeContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, l := NewServer(Options{}), newPipeListener()
@@ -88,7 +105,7 @@ func TestServeContext(t *testing.T) {
 }
 
 type failingListener struct {
-	pipeListener
+	*pipeListener
 	errs chan error
 }
 
@@ -97,7 +114,7 @@ func (l *failingListener) Accept() (net.Conn, error) { return nil, <-l.errs }
 func TestAcceptErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewServer(Options{})
-		l := &failingListener{*newPipeListener(), make(chan error, 10)}
+		l := &failingListener{newPipeListener(), make(chan error, 10)}
 		for range 5 {
 			l.errs <- &net.OpError{Op: "accept", Err: syscall.EMFILE}
 		}
