@@ -258,6 +258,15 @@ func (g *Group) waitSession(ctx context.Context, session uint64, lsn epoch.LSN) 
 	return nil
 }
 
+// AwaitAcked waits until the replica has every epoch that was closed before the
+// call. The end of the session or of ctx is an error.
+func (g *Group) AwaitAcked(ctx context.Context) error {
+	g.mu.Lock()
+	session, lsn := g.session, g.closed
+	g.mu.Unlock()
+	return g.waitSession(ctx, session, lsn)
+}
+
 // SyncImages makes every image durable.
 func (g *Group) SyncImages() error {
 	var waits []<-chan error

@@ -56,11 +56,11 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		return err
 	}
 	p := s.plan(resp)
+	if err := s.recordPlan(p); err != nil {
+		s.eng.Fail(err)
+		return err
+	}
 	if p.raise {
-		if err := s.g.update(func(f *groupFile) { f.Session++ }); err != nil {
-			s.eng.Fail(err)
-			return err
-		}
 		if resp, err = s.attach(ctx, sess); err != nil {
 			return err
 		}
@@ -103,11 +103,27 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 	return context.Cause(ctx)
 }
 
+// recordPlan makes durable, before anything of the plan is done, the session it
+// raises and that it compares everything: a plan that is broken off is then not
+// mistaken for one that was carried out.
+func (s *source) recordPlan(p plan) error {
+	if !p.raise && (!p.whole || s.g.snapshot().Compare == p.why) {
+		return nil
+	}
+	return s.g.update(func(f *groupFile) {
+		if p.raise {
+			f.Session++
+		}
+		if p.whole {
+			f.Compare = p.why
+		}
+	})
+}
+
 // noteRefusal keeps a peer's refusal for the command that waits for it. What
 // passes by itself is none.
 func (s *source) noteRefusal(err error) {
-	var werr *wire.Error
-	if !errors.As(err, &werr) || werr.Code == wire.CodeBusy || werr.Code == wire.CodeStale {
+	if !refuses(err) {
 		return
 	}
 	select {
@@ -128,13 +144,30 @@ func (s *source) attach(ctx context.Context, sess *ship.Session) (wire.AttachRes
 	if errors.As(err, &werr) && werr.Code == wire.CodeFenced {
 		return resp, fmt.Errorf("%w: %s", errSuperseded, werr.Message)
 	}
-	if err != nil {
-		return resp, err
+	if err == nil && resp.Pos.LSN != 0 && resp.Pos.Lineage != f.Lineage {
+		err = wire.Errorf(wire.CodeConflict, "the replica follows lineage %s, this source is of lineage %s", resp.Pos.Lineage, f.Lineage)
 	}
-	if resp.Pos.LSN != 0 && resp.Pos.Lineage != f.Lineage {
-		return resp, fmt.Errorf("the replica follows lineage %s, this source is of lineage %s", resp.Pos.Lineage, f.Lineage)
+	if err == nil || refuses(err) {
+		s.g.alarm(noReplica, errorText(err))
 	}
-	return resp, nil
+	return resp, err
+}
+
+// noReplica is the alarm that the other site does not follow this source,
+// although it can be reached: what has returned may not be safe there any more.
+const noReplica = "replica"
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// refuses tells whether an error is a peer's refusal that does not pass by itself.
+func refuses(err error) bool {
+	var werr *wire.Error
+	return errors.As(err, &werr) && werr.Code != wire.CodeBusy && werr.Code != wire.CodeStale
 }
 
 // plan is what an attachment begins with.
@@ -145,6 +178,7 @@ type plan struct {
 	hold   bool   // until the scan ends there is one epoch
 	scan   []ext4j.Range
 	hashes bool // compare before shipping
+	whole  bool // until its end, nothing vouches for the replica
 	why    string
 }
 
@@ -160,7 +194,7 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 	case !f.Complete && resp.Fresh && !s.begun:
 		return plan{begin: true, what: "first sync", why: "the replica is new"}
 	case !f.Complete || !resp.Complete:
-		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, why: "the first sync is taken up again by comparing"}
+		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: f.Complete, why: "the first sync is taken up again by comparing"}
 	case resp.Damaged != "":
 		return s.planCompare(resp.Damaged)
 	case s.begun && s.unfinished != nil && resp.Pos.LSN >= s.eng.Stats().Ack:
@@ -169,8 +203,8 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return p
 	case s.begun:
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d, it had acknowledged %d", resp.Pos.LSN, s.eng.Stats().Ack))
-	case s.compare != "":
-		return s.planCompare(s.compare)
+	case f.Compare != "":
+		return s.planCompare(f.Compare)
 	case s.behindFloor(resp.Pos):
 		return s.planCompare(fmt.Sprintf("the replica stands at record %d of session %d and had acknowledged more", resp.Pos.LSN, resp.Pos.Session))
 	case s.clean != nil && s.clean.Pos == resp.Pos && resp.Complete:
@@ -192,11 +226,8 @@ func (s *source) behindFloor(p epoch.Pos) bool {
 // planResumed goes on with the session; a first sync that the lost link broke
 // off compares what is there and goes on.
 func (s *source) planResumed(f *groupFile) plan {
-	if s.unfinished != nil { // its last records were on the way when the link was lost
-		s.resynced()
-	}
 	switch {
-	case f.Complete:
+	case f.Complete && f.Compare == "" || s.unfinished != nil:
 		return plan{why: "everything unacknowledged is sent again"}
 	case s.empty:
 		return plan{what: "first sync", why: "the block copy goes on"}
@@ -205,7 +236,7 @@ func (s *source) planResumed(f *groupFile) plan {
 }
 
 func (s *source) planCompare(why string) plan {
-	return plan{begin: true, raise: s.begun, hold: true, what: "resync", hashes: true, why: why, scan: s.eng.WholeRanges()}
+	return plan{begin: true, raise: s.begun, hold: true, what: "resync", hashes: true, whole: true, why: why, scan: s.eng.WholeRanges()}
 }
 
 // catchUp runs the scan that the plan asks for and declares the group's state.
@@ -214,7 +245,7 @@ func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan, resp w
 	case p.what == "":
 		s.g.input(Attached, p.why)
 		s.markSynced()
-		return nil
+		return s.endResumed(ctx)
 	case p.what == "first sync" && s.empty && !p.hashes:
 		s.g.input(SyncBegun, p.why)
 		s.markSynced()
@@ -251,7 +282,7 @@ func (s *source) endFirstSync(ctx context.Context) error {
 		return fmt.Errorf("end of first sync: %w", err)
 	}
 	err := s.g.update(func(f *groupFile) {
-		f.Complete = true
+		f.Complete, f.Compare = true, ""
 		if f.Phase == Protecting {
 			f.Phase = ""
 		}
@@ -291,16 +322,37 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool i
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of resync: %w", err)
 	}
-	s.resynced()
+	if err := s.resynced(); err != nil {
+		return err
+	}
 	s.g.input(ResyncEnded, fmt.Sprintf("both sites are equal again (%s)", p.why))
 	s.markSynced()
 	return nil
 }
 
-// resynced forgets why a resync was needed.
-func (s *source) resynced() {
-	s.compare, s.clean, s.unfinished = "", nil, nil
+// endResumed ends a resync whose last records were on the way when the link
+// was lost: they are sent again, nothing else is missing.
+func (s *source) endResumed(ctx context.Context) error {
+	if s.unfinished == nil {
+		return nil
+	}
+	if err := s.eng.AwaitAcked(ctx); err != nil {
+		return fmt.Errorf("end of resync: %w", err)
+	}
+	return s.resynced()
+}
+
+// resynced forgets why a resync was needed, once the replica has acknowledged its end.
+func (s *source) resynced() error {
+	if s.g.snapshot().Compare != "" {
+		if err := s.g.update(func(f *groupFile) { f.Compare = "" }); err != nil {
+			s.eng.Fail(err)
+			return err
+		}
+	}
+	s.clean, s.unfinished = nil, nil
 	s.releasePins()
+	return nil
 }
 
 var errNoRoom = errors.New("the resync does not fit the replica's spool")

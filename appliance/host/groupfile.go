@@ -54,6 +54,9 @@ type groupFile struct {
 	Purge bool `json:"purge,omitempty"`
 	// Clean is set while a source is stopped with nothing to resync.
 	Clean *cleanMark `json:"clean,omitempty"`
+	// Compare says why everything must be compared before the replica counts;
+	// it stays until that is done. "": nothing speaks against the replica.
+	Compare string `json:"compare,omitempty"`
 	// Fenced says why this source must not serve any more.
 	Fenced   string          `json:"fenced,omitempty"`
 	Failover *failoverRecord `json:"failover,omitempty"`

@@ -35,7 +35,6 @@ type source struct {
 	// What the goroutine in attach.go knows; no other touches it.
 	active     []ext4j.Range   // may differ from before this start
 	floor      activelog.Floor // what the replica has acknowledged at least, as of an earlier life
-	compare    string          // why everything must be compared; "": nothing says so
 	clean      *cleanMark      // the last stop left nothing to resync
 	begun      bool            // the ext4j group has a session
 	unfinished *plan           // a resync that was broken off
@@ -100,24 +99,36 @@ func (g *group) openSource(fresh bool) (*source, error) {
 // is compared.
 func (s *source) openImages(f *groupFile) error {
 	for _, d := range f.Disks {
-		img, err := images.OpenImage(s.g.d.fs, d.Image, images.Want{Size: d.Size, Identity: d.ID.String()})
-		if errors.Is(err, images.ErrIdentity) {
-			if img, err = images.OpenImage(s.g.d.fs, d.Image, images.Want{Size: d.Size}); err == nil {
-				s.compare = fmt.Sprintf("image %s was replaced by a file that kagami did not make", d.Image)
-				err = img.SetAttr(images.IdentityAttr, []byte(d.ID.String()))
-			}
-		}
-		if err != nil {
+		if err := s.openImage(&d); err != nil {
 			return fmt.Errorf("image of disk %s: %w", d.Name, err)
-		}
-		s.g.mu.Lock()
-		s.g.images[d.Slot] = img
-		s.g.mu.Unlock()
-		if err := s.checkUnchanged(img, &d); err != nil {
-			return err
 		}
 	}
 	return nil
+}
+
+func (s *source) openImage(d *diskFile) error {
+	img, err := images.OpenImage(s.g.d.fs, d.Image, images.Want{Size: d.Size, Identity: d.ID.String()})
+	foreign := errors.Is(err, images.ErrIdentity)
+	if foreign {
+		img, err = images.OpenImage(s.g.d.fs, d.Image, images.Want{Size: d.Size})
+	}
+	if err != nil {
+		return err
+	}
+	s.g.mu.Lock()
+	s.g.images[d.Slot] = img
+	s.g.mu.Unlock()
+	if !foreign {
+		return s.checkUnchanged(img, d)
+	}
+	if err := s.g.mustCompare(fmt.Sprintf("image %s was replaced by a file that kagami did not make", d.Image)); err != nil {
+		return err
+	}
+	// From now on it is this disk's.
+	if err := img.SetAttr(images.IdentityAttr, []byte(d.ID.String())); err != nil {
+		return err
+	}
+	return img.Datasync()
 }
 
 func (s *source) checkUnchanged(img *images.Image, d *diskFile) error {
@@ -126,12 +137,21 @@ func (s *source) checkUnchanged(img *images.Image, d *diskFile) error {
 	}
 	now, err := img.ModTime()
 	if err != nil {
-		return fmt.Errorf("image of disk %s: %w", d.Name, err)
+		return err
 	}
-	if was, ok := s.clean.Mtime[d.Slot]; !ok || was != now {
-		s.compare = fmt.Sprintf("image %s was changed while kagami did not run", d.Image)
+	if was, ok := s.clean.Mtime[d.Slot]; ok && was == now {
+		return nil
 	}
-	return nil
+	return s.g.mustCompare(fmt.Sprintf("image %s was changed while kagami did not run", d.Image))
+}
+
+// mustCompare records why the two sites have to be compared as a whole: durably,
+// because what tells it may be gone at the next start. The first reason stays.
+func (g *group) mustCompare(why string) error {
+	if g.snapshot().Compare != "" {
+		return nil
+	}
+	return g.update(func(f *groupFile) { f.Compare = why })
 }
 
 const regionBytes = 1 << 20
@@ -143,7 +163,9 @@ func (s *source) openLog(f *groupFile) error {
 	o := activelog.Options{Group: f.ID, RegionBytes: regionBytes, MaxRegions: int(s.limits.ActiveLogBytes / regionBytes)}
 	log, regions, err := activelog.Open(s.g.d.fs, path, o)
 	if errors.Is(err, activelog.ErrCorrupt) {
-		s.compare = err.Error()
+		if err := s.g.mustCompare(err.Error()); err != nil {
+			return err
+		}
 		if err := s.g.d.fs.Rename(path, path+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("put damaged active log aside: %w", err)
 		}

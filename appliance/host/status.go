@@ -88,12 +88,22 @@ func (s *source) status(st *control.Group) {
 	}
 	st.PeerUp = s.link.Status().Connected
 	st.Regions = len(s.log.Regions())
+	if why := s.g.snapshot().Compare; why != "" {
+		st.Alarms = append(st.Alarms, "not protected until both sites have been compared: "+why)
+	}
 	// Stalled too: while FLUSH waits, what has returned is safe.
-	st.Protected = st.Complete && st.State != string(Failed) && st.State != string(Fenced)
+	st.Protected = st.Complete && st.State != string(Failed) && st.State != string(Fenced) && s.g.replicaVouchedFor()
 	s.mu.Lock()
 	st.LSN.Received, st.LSN.Applied = uint64(s.last.Received), uint64(s.last.Applied)
 	s.mu.Unlock()
 	st.LSN.Received = max(st.LSN.Received, st.LSN.Durable)
+}
+
+// replicaVouchedFor tells whether nothing is known against the replica.
+func (g *group) replicaVouchedFor() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.file.Compare == "" && g.alarms[noReplica] == ""
 }
 
 // replicaStatus adds what a replica knows.
@@ -102,7 +112,7 @@ func replicaStatus(st *control.Group, rep *replica.Group) {
 	st.Complete, st.PeerUp, st.Session = r.Complete, r.Attached, r.Session
 	st.LSN = control.LSN{Assigned: uint64(r.Received), Received: uint64(r.Received), Durable: uint64(r.Durable), Applied: uint64(r.Applied)}
 	st.SpoolBytes, st.SpoolLimit = r.SpoolUsed, r.SpoolMax
-	st.Protected = r.Complete && r.Err == nil
+	st.Protected = r.Complete && r.Err == nil && r.Damaged == ""
 	// Nothing open: the source has sent no more than what is durable here.
 	if !r.CloseTime.IsZero() && (!r.Attached || r.Received > r.Durable) {
 		st.RPOSeconds = max(0, time.Since(r.CloseTime).Seconds())
