@@ -13,10 +13,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"kagami/appliance/control"
+	"kagami/tests/acked/raw"
 	"kagami/tests/e2e/soak/rounds"
 )
 
@@ -107,4 +111,40 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// said is all that a group's status says in words.
+func said(g control.Group) []string {
+	out := append([]string{g.Reason}, g.Alarms...)
+	for _, e := range g.Events {
+		out = append(out, e.Text)
+	}
+	return out
+}
+
+// has reports that a group's status says a text.
+func has(g control.Group, text string) bool {
+	return slices.ContainsFunc(said(g), func(s string) bool { return strings.Contains(s, text) })
+}
+
+// stoppedEqual drains a group that nobody writes to, stops both sites cleanly
+// and compares their images.
+func stoppedEqual(ctx context.Context, t *testing.T, r *rounds.Rig, group string) {
+	t.Helper()
+	must(t, r.AwaitDrained(ctx, group))
+	must(t, r.Main.Stop())
+	must(t, r.DR.Stop())
+	must(t, r.SameImages(group))
+}
+
+// checkImage compares an image with the history of everything that was
+// written to it.
+func checkImage(t *testing.T, h *raw.History, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	rep, err := raw.Check(h, raw.Options{Completed: true, TrimIsZero: true}, f)
+	must(t, err)
+	must(t, rep.Err())
 }

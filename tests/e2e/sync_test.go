@@ -107,17 +107,9 @@ func TestFirstSync(t *testing.T) {
 	}
 	must(t, files.Stop())
 	must(t, w.wait())
-	must(t, r.AwaitDrained(ctx, "g"))
-	must(t, r.Main.Stop())
-	must(t, r.DR.Stop())
-	must(t, r.SameImages("g"))
+	stoppedEqual(ctx, t, r, "g")
 	must(t, rounds.Fsck(ctx, r.Replica("g", "fs")))
-	f, err := os.Open(r.Replica("g", "raw"))
-	must(t, err)
-	defer f.Close()
-	rep, err := raw.Check(w.h, raw.Options{Completed: true, TrimIsZero: true}, f)
-	must(t, err)
-	must(t, rep.Err())
+	checkImage(t, w.h, r.Replica("g", "raw"))
 }
 
 // oneDisk is a raw load on one disk of a group.

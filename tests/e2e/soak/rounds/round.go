@@ -20,7 +20,8 @@ import (
 type RoundOptions struct {
 	Kagami string
 	Seed   uint64    // decides everything that is chosen; timing remains the machine's
-	Faults int       // before the disaster; 0: 2 to 4
+	Faults int       // how many before the disaster; 0: 2 to 4
+	Plan   []Fault   // instead of random ones; each is recovered from before the next
 	Out    io.Writer // what happens, as it happens
 }
 
@@ -91,7 +92,7 @@ func (p *round) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.say("RTT %d ms, %d Mbit/s, %v", rtt, rate/1e6, limits)
+	p.say("seed %d: RTT %d ms, %d Mbit/s, %v", p.o.Seed, rtt, rate/1e6, limits)
 	p.raw = p.r.NewRaw(rawGroup, p.o.Seed)
 	p.raw.Shape.Workers = pick(p.rng, 1, 4, 8)
 	p.files = p.r.NewFiles(fsGroup, fsDisk, p.o.Seed)
@@ -114,15 +115,8 @@ func (p *round) play(ctx context.Context) error {
 	if err := p.r.AwaitProtected(ctx); err != nil {
 		return err
 	}
-	n := p.o.Faults
-	if n == 0 {
-		n = 2 + p.rng.IntN(3)
-	}
-	for range n {
-		p.pause(1500 * time.Millisecond)
-		if err := p.fault(ctx); err != nil {
-			return err
-		}
+	if err := p.faults(ctx); err != nil {
+		return err
 	}
 	p.pause(1500 * time.Millisecond)
 	if err := p.disaster(ctx); err != nil {
@@ -142,34 +136,76 @@ func (p *round) startLoads(ctx context.Context, mkfs bool) error {
 	return p.files.Start(ctx, mkfs)
 }
 
-// faults are what may happen before the disaster. Each leaves both sites
+// Fault is what may happen before the disaster. Each leaves both sites
 // running and the line whole; the loads go on by themselves.
-var faults = []struct {
-	name string
-	do   func(*round, context.Context) error
-}{
-	{"the source daemon is killed", (*round).killSource},
-	{"the replica daemon is killed", (*round).killReplica},
-	{"the source's host loses power", (*round).powerSource},
-	{"the replica's host loses power", (*round).powerReplica},
-	{"the source daemon is stopped", (*round).stopSource},
-	{"the replica daemon is stopped", (*round).stopReplica},
-	{"the line is cut", (*round).cutLine},
-	{"the line is cut in one direction", (*round).cutHalf},
-	{"the line loses packets", (*round).lossy},
-	{"the line is cut again and again", (*round).flap},
-	{"both daemons are killed", (*round).killBoth},
+type Fault int
+
+// The faults.
+const (
+	KillSource Fault = iota
+	KillReplica
+	KillBoth
+	PowerSource
+	PowerReplica
+	StopSource
+	StopReplica
+	CutLine
+	CutHalf
+	Flap
+	Lossy
+	faults // their number
+)
+
+func (f Fault) String() string {
+	return [faults]string{
+		KillSource: "the source daemon is killed", KillReplica: "the replica daemon is killed", KillBoth: "both daemons are killed",
+		PowerSource: "the source's host loses power", PowerReplica: "the replica's host loses power",
+		StopSource: "the source daemon is stopped", StopReplica: "the replica daemon is stopped",
+		CutLine: "the line is cut", CutHalf: "the line is cut in one direction", Flap: "the line is cut again and again",
+		Lossy: "the line loses packets"}[f]
 }
 
-func (p *round) fault(ctx context.Context) error {
-	f := faults[p.rng.IntN(len(faults))]
-	p.say("%s", f.name)
+func (f Fault) do(p *round, ctx context.Context) error {
+	return [faults]func(*round, context.Context) error{
+		KillSource: (*round).killSource, KillReplica: (*round).killReplica, KillBoth: (*round).killBoth,
+		PowerSource: (*round).powerSource, PowerReplica: (*round).powerReplica,
+		StopSource: (*round).stopSource, StopReplica: (*round).stopReplica,
+		CutLine: (*round).cutLine, CutHalf: (*round).cutHalf, Flap: (*round).flap, Lossy: (*round).lossy}[f](p, ctx)
+}
+
+// faults plays the planned faults, or random ones: some of these hit before
+// the one before is recovered from.
+func (p *round) faults(ctx context.Context) error {
+	for _, f := range p.o.Plan {
+		if err := p.fault(ctx, f, true); err != nil {
+			return err
+		}
+	}
+	if p.o.Plan != nil {
+		return nil
+	}
+	n := p.o.Faults
+	if n == 0 {
+		n = 2 + p.rng.IntN(3)
+	}
+	for range n {
+		f := Fault(p.rng.IntN(int(faults)))
+		if err := p.fault(ctx, f, p.rng.IntN(4) > 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *round) fault(ctx context.Context, f Fault, recover bool) error {
+	p.pause(1500 * time.Millisecond)
+	p.say("%s", f)
 	err := f.do(p, ctx)
-	if err == nil && p.rng.IntN(4) > 0 {
+	if err == nil && recover {
 		err = p.recovered(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.name, err)
+		return fmt.Errorf("%s: %w", f, err)
 	}
 	return nil
 }
