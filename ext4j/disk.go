@@ -132,11 +132,12 @@ func (d *Disk) WriteAt(p []byte, off int64, fua bool) error {
 		return err
 	}
 	defer d.g.leave()
-	for n := int64(0); len(p) > 0; p, off = p[n:], off+n {
-		n = piece(off, int64(len(p)), epoch.MaxPayload)
+	for len(p) > 0 {
+		n := piece(off, int64(len(p)), epoch.MaxPayload)
 		if err := d.write(p[:n], off); err != nil {
 			return err
 		}
+		p, off = p[n:], off+n
 	}
 	return d.afterwards(fua)
 }

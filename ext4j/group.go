@@ -416,7 +416,8 @@ func (g *Group) waitAcked(b barrier) error {
 // spool, durable ones survive its crash. Acks of another session are ignored.
 func (g *Group) Acked(session uint64, received, durable epoch.LSN) error {
 	g.mu.Lock()
-	if session != g.session || g.err != nil {
+	live := session == g.session && g.err == nil
+	if !live {
 		g.mu.Unlock()
 		return nil
 	}

@@ -78,16 +78,16 @@ func checkDisk(vm string, x *libvirtxml.DomainDisk, s AttachSpec) error {
 }
 
 // definition reads the XML and finds the disk in it.
-func (w *worker) definition(ctx context.Context, inactive bool, target string) (doc, element string, x *libvirtxml.DomainDisk, err error) {
-	doc, err = await(ctx, w.calls, "read the definition of "+w.d.name(), func() (string, error) { return w.d.xml(inactive) })
+func (w *worker) definition(ctx context.Context, inactive bool, target string) (element string, x *libvirtxml.DomainDisk, err error) {
+	doc, err := await(ctx, w.calls, "read the definition of "+w.d.name(), func() (string, error) { return w.d.xml(inactive) })
 	if err != nil {
-		return "", "", nil, err
+		return "", nil, err
 	}
 	s, x, err := findDisk(doc, w.d.name(), target)
 	if err != nil {
-		return "", "", nil, err
+		return "", nil, err
 	}
-	return doc, s.of(doc), x, nil
+	return s.of(doc), x, nil
 }
 
 // attach is Attach after its argument check.
@@ -121,7 +121,7 @@ func (w *worker) checkLive(ctx context.Context, s AttachSpec) (was string, err e
 	if err := w.needState(ctx, true); err != nil {
 		return "", err
 	}
-	_, _, live, err := w.definition(ctx, false, s.Target)
+	_, live, err := w.definition(ctx, false, s.Target)
 	if err != nil {
 		return "", err
 	}
@@ -131,7 +131,7 @@ func (w *worker) checkLive(ctx context.Context, s AttachSpec) (was string, err e
 	if err := w.noJob(ctx, s.Target); err != nil {
 		return "", err
 	}
-	_, was, _, err = w.definition(ctx, true, s.Target)
+	was, _, err = w.definition(ctx, true, s.Target)
 	if errors.Is(err, ErrNoDisk) {
 		return "", advise(ErrUnsuited, "disk %s was plugged into the running %s only and would be gone at its next start: add it to the stored definition, too (virsh attach-device --config)", s.Target, s.VM)
 	} else if err != nil {
@@ -225,7 +225,7 @@ func (w *worker) checkOffline(ctx context.Context, s AttachSpec) (was string, er
 	if saved {
 		return "", advise(ErrUnsuited, "%s has a saved state that names its present disks: start it once, or remove the state (virsh managedsave-remove %s)", s.VM, s.VM)
 	}
-	_, was, x, err := w.definition(ctx, true, s.Target)
+	was, x, err := w.definition(ctx, true, s.Target)
 	if err != nil {
 		return "", err
 	}
@@ -237,7 +237,7 @@ func (w *worker) checkOffline(ctx context.Context, s AttachSpec) (was string, er
 
 // treat gives the disk of a running VM the reconnect treatment.
 func (w *worker) treat(ctx context.Context, target, socket, export string, delay time.Duration) error {
-	_, _, x, err := w.definition(ctx, false, target)
+	_, x, err := w.definition(ctx, false, target)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func (s *DetachSpec) check() error {
 
 // isAttached refuses a disk that is not served from the socket.
 func (w *worker) isAttached(ctx context.Context, inactive bool, s DetachSpec) error {
-	_, _, x, err := w.definition(ctx, inactive, s.Target)
+	_, x, err := w.definition(ctx, inactive, s.Target)
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,12 @@
 package qmp
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 
-	"context"
 	gq "github.com/digitalocean/go-qemu/qmp"
 )
 

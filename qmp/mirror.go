@@ -76,7 +76,7 @@ func (w *worker) follow(ctx context.Context, target string, progress Progress) e
 
 // ready asks the definition: it has <mirror ready='yes'> from QEMU's own event on.
 func (w *worker) ready(ctx context.Context, target string) (bool, error) {
-	_, _, x, err := w.definition(ctx, false, target)
+	_, x, err := w.definition(ctx, false, target)
 	if err != nil {
 		return false, err
 	}
@@ -115,7 +115,7 @@ func (w *worker) pivot(ctx context.Context, m mirror) error {
 func (w *worker) moved(m mirror) (bool, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), jobEnd)
 	defer cancel()
-	_, _, x, err := w.definition(ctx, false, m.target)
+	_, x, err := w.definition(ctx, false, m.target)
 	if err != nil {
 		return false, err
 	}

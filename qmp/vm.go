@@ -114,7 +114,7 @@ func (l *Libvirt) DetachOffline(ctx context.Context, s DetachSpec) error {
 // daemon left running; without one it does nothing.
 func (l *Libvirt) CancelCopy(ctx context.Context, vm, target, socket string) error {
 	return l.onDisk(ctx, vm, target, func(w *worker) error {
-		_, _, x, err := w.definition(ctx, false, target)
+		_, x, err := w.definition(ctx, false, target)
 		if err != nil || x.Mirror == nil || x.Mirror.Source == nil {
 			return err
 		}

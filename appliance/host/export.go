@@ -43,10 +43,9 @@ func newExport(d *Daemon, group string, f diskFile, disk *ext4j.Disk, img *image
 }
 
 // close drops every client without an answer and waits for the server.
-func (x *export) close() error {
+func (x *export) close() {
 	x.server.Close()
 	x.wg.Wait()
-	return nil
 }
 
 // socketGroup is the numeric group of NBD sockets; -1 leaves the daemon's own.

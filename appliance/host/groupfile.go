@@ -140,12 +140,3 @@ func (f *groupFile) manifest(window int64) wire.Manifest {
 	}
 	return m
 }
-
-func (f *groupFile) disk(slot uint32) *diskFile {
-	for i := range f.Disks {
-		if f.Disks[i].Slot == slot {
-			return &f.Disks[i]
-		}
-	}
-	return nil
-}

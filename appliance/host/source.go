@@ -269,7 +269,7 @@ func (s *source) stop() error {
 	s.eng.Fail(ext4j.ErrGone)
 	var errs []error
 	for _, x := range s.exports {
-		errs = append(errs, x.close())
+		x.close()
 	}
 	s.eng.Close()
 	s.wg.Wait()

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"io"
 )
 
@@ -33,7 +34,7 @@ func newInput(src io.Reader) *input {
 func (in *input) peek(n int) ([]byte, error) {
 	for in.end-in.pos < n {
 		if err := in.fill(n); err != nil {
-			if err == io.EOF && in.end > in.pos {
+			if errors.Is(err, io.EOF) && in.end > in.pos {
 				err = io.ErrUnexpectedEOF
 			}
 			return nil, err

@@ -35,11 +35,11 @@ func DomainType(ctx context.Context, kernel, initrd string) string {
 		b, _ := os.ReadFile(log) // not there yet: nothing read
 		if bytes.Contains(b, []byte("READY")) {
 			cancel()
-			<-ended
+			_ = <-ended // killed, as asked
 			return "kvm"
 		}
 		select {
-		case <-ended:
+		case _ = <-ended:
 			return "qemu"
 		case <-time.After(50 * time.Millisecond):
 		}

@@ -85,7 +85,7 @@ func (l Load) Run(ctx context.Context, h *History, c *Client) error {
 func (l Load) work(ctx context.Context, h *History, c *Client, rng *rand.Rand, n int) error {
 	buf := make([]byte, l.MaxLen)
 	for range n {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil { //nolint:nilerr // the end of ctx is how a load is ended
 			return nil
 		}
 		op := l.choose(rng, h.data.Disks[l.Disk])
