@@ -95,7 +95,7 @@ func mountImage(t testing.TB, img string, flags uintptr, opts string) *mounted {
 // tryMount is mountImage for images that the kernel may refuse.
 func tryMount(t testing.TB, img string, flags uintptr, opts string) (*mounted, error) {
 	t.Helper()
-	dev := strings.TrimSpace(run(t, 0, "losetup", "-f", "--show", img))
+	dev := attach(t, img)
 	m := &mounted{t: t, img: img, loop: filepath.Base(dev), dir: t.TempDir()}
 	if err := unix.Mount(dev, m.dir, "ext4", flags, opts); err != nil {
 		run(t, 0, "losetup", "-d", dev)
@@ -103,6 +103,21 @@ func tryMount(t testing.TB, img string, flags uintptr, opts string) (*mounted, e
 	}
 	t.Cleanup(m.unmount)
 	return m, nil
+}
+
+// attach gives an image a free loop device; another process may be faster than losetup, so it tries again.
+func attach(t testing.TB, img string) string {
+	t.Helper()
+	for range 20 {
+		out := strings.TrimSpace(run(t, 1, "losetup", "-f", "--show", img))
+		if strings.HasPrefix(out, "/dev/loop") {
+			return out
+		}
+		t.Logf("losetup: %s", out)
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("no loop device to be had")
+	return ""
 }
 
 // unmount may be called twice.

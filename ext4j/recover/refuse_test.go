@@ -222,3 +222,23 @@ func TestDeviceErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestJournalMoves: a journal that maps its own inode elsewhere is refused.
+func TestJournalMoves(t *testing.T) {
+	s := newSynth(t, 0, "-O", "^metadata_csum,^64bit")
+	g, err := s.fs.Group(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := 7 * uint64(s.fs.InodeSize)
+	home := g.InodeTable + at/1024
+	b := bytes.Clone(s.block(home))
+	extent := b[at%1024+0x28+12:] // the inode's first extent: its place is at 8
+	binary.LittleEndian.PutUint32(extent[8:], binary.LittleEndian.Uint32(extent[8:])+1)
+	s.b.Transaction(1, []jtest.Block{{Home: home, Data: b}})
+	s.store()
+	d, _, err := s.run(Options{})
+	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "the journal would move") || d.wrote {
+		t.Errorf("%v (wrote %v)", err, d.wrote)
+	}
+}

@@ -3,6 +3,7 @@ package recover
 import (
 	"time"
 
+	"kagami/ext4j/epoch"
 	"kagami/ext4j/jbd2"
 )
 
@@ -10,8 +11,8 @@ import (
 // It is complete even for an error that wraps ErrRefused, as far as Run got.
 type Report struct {
 	// UUID and Label name the file system.
-	UUID  [16]byte `json:"uuid"`
-	Label string   `json:"label"`
+	UUID  epoch.UUID `json:"uuid"`
+	Label string     `json:"label"`
 	// Needed reports that needs_recovery was set; without it nothing is done.
 	Needed bool `json:"needed"`
 

@@ -354,3 +354,25 @@ func decodeTable(img []byte) int { return int(binary.LittleEndian.Uint32(img[204
 
 // fixSuper redoes the superblock's checksum, so that edits get past it.
 func fixSuper(img []byte) { (*super.Raw)(img[super.Offset:]).SetChecksum() }
+
+// TestGrown: a file system that was growing: the journal writes blocks beyond the end
+// that the superblock on disk has, and a superblock that moves that end.
+func TestGrown(t *testing.T) {
+	const blocks = 8192 // of the image; the superblock on disk says 8000
+	s := newSynth(t, jbd2.SumV3)
+	grown := s.superCopy(func(r *super.Raw) {})
+	s.editSuper(func(r *super.Raw) { binary.LittleEndian.PutUint32(r[4:], 8000) })
+	s.reopen()
+	beyond := random(rand.New(rand.NewPCG(1, 1)), []uint64{8100}, 1024)[0]
+	s.b.Transaction(1, []jtest.Block{beyond, grown})
+	s.store()
+	d, rep, err := s.run(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs, err := super.Probe(d, 0, int64(len(d.b)))
+	if err != nil || s.fs.Blocks != 8000 || fs.Blocks != blocks || !bytes.Equal(d.b[8100<<10:][4:1024], beyond.Data[4:]) {
+		t.Errorf("%d blocks, %v", fs.Blocks, err)
+	}
+	checkLeft(t, s, d, rep)
+}

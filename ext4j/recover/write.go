@@ -15,6 +15,8 @@ func (k *job) write(dev Device) error {
 	w.superblock(&k.disk, &k.replay)
 	if k.empty != k.journal.raw {
 		w.put(k.empty[:sector], k.journalAt(), "the journal's superblock")
+		// The next step syncs before it writes what could not be told from step 2
+		// again; this sync keeps the steps apart all the same.
 		w.sync("the journal's superblock")
 	}
 	w.superblock(&k.replay, &k.final)

@@ -55,7 +55,8 @@ func (fs *FS) setClusters(f *fields) error {
 			return fmt.Errorf("%w: %d blocks but %d clusters in a group", ErrCorrupt, fs.BlocksPerGroup, f.SClustersPerGroup)
 		}
 	}
-	if n := fs.BlocksPerGroup / fs.ClusterBlocks; n == 0 || n > fs.BlockSize*8 {
+	// mke2fs makes no group of less than 256 blocks; this bounds the number of descriptors.
+	if n := fs.BlocksPerGroup / fs.ClusterBlocks; fs.BlocksPerGroup < 256 || n == 0 || n > fs.BlockSize*8 {
 		return fmt.Errorf("%w: %d blocks in a group", ErrCorrupt, fs.BlocksPerGroup)
 	}
 	first := uint32(0)
@@ -82,7 +83,7 @@ func (fs *FS) setSizes(f *fields) error {
 	if fs.InodeSize < 128 || fs.InodeSize > fs.BlockSize || fs.InodeSize&(fs.InodeSize-1) != 0 {
 		return fmt.Errorf("%w: inodes of %d bytes", ErrCorrupt, fs.InodeSize)
 	}
-	if n := fs.InodesPerGroup; n == 0 || n > fs.BlockSize*8 {
+	if n := fs.InodesPerGroup; n < fs.BlockSize/fs.InodeSize || n > fs.BlockSize*8 {
 		return fmt.Errorf("%w: %d inodes in a group", ErrCorrupt, n)
 	}
 	return nil

@@ -250,6 +250,8 @@ func TestProbeRefuses(t *testing.T) {
 		"no blocks":       {put32(0x04, 0), ErrCorrupt},
 		"first block":     {put32(0x14, 1), ErrCorrupt},
 		"group 0":         {put32(0x20, 0), ErrCorrupt},
+		"tiny groups":     {put32(0x20, 255), ErrCorrupt},
+		"few inodes":      {func(b []byte) { put32(0x28, 15)(b); put32(0x00, 15)(b) }, ErrCorrupt},
 		"group":           {put32(0x20, 40000), ErrCorrupt},
 		"inodes in group": {put32(0x28, 0), ErrCorrupt},
 		"inodes":          {put32(0x00, 17), ErrCorrupt},
