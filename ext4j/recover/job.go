@@ -36,7 +36,7 @@ func (k *job) prepare(size int64) error {
 		return err
 	}
 	k.rep.Written = len(k.view.copies)
-	if err := k.superblocks(log); err != nil {
+	if err := k.superblocks(); err != nil {
 		return err
 	}
 	k.emptyJournal(log)
@@ -72,7 +72,7 @@ func (k *job) scan() (jbd2.Log, error) {
 
 // superblocks decides both versions of the superblock and checks that they
 // still lead to the same journal.
-func (k *job) superblocks(log jbd2.Log) error {
+func (k *job) superblocks() error {
 	k.disk = k.fs.Raw()
 	if err := k.read(k.replay[:], super.Offset); err != nil {
 		return err

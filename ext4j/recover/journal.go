@@ -76,7 +76,7 @@ func asRefusal(doing string, err error) error {
 		if !errors.Is(err, kind) {
 			continue
 		}
-		if kind == ErrRefused {
+		if errors.Is(kind, ErrRefused) {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
 		return refuse("%s: %w", doing, err)

@@ -75,12 +75,12 @@ func testFragmented(t *testing.T, path string) {
 		}
 	}
 	if fs.ROCompat&MetadataCsum != 0 {
-		damageNode(t, fs, in, path)
+		damageNode(t, in, path)
 	}
 }
 
 // damageNode changes one byte of a node below the root.
-func damageNode(t *testing.T, fs *FS, in Inode, path string) {
+func damageNode(t *testing.T, in Inode, path string) {
 	t.Helper()
 	img, err := os.ReadFile(path)
 	if err != nil {
@@ -88,7 +88,7 @@ func damageNode(t *testing.T, fs *FS, in Inode, path string) {
 	}
 	at := int(binary.LittleEndian.Uint32(in.Block[16:])) * 1024
 	img[at+8] ^= 1
-	fs, err = Probe(bytes.NewReader(img), 0, int64(len(img)))
+	fs, err := Probe(bytes.NewReader(img), 0, int64(len(img)))
 	if err != nil {
 		t.Fatal(err)
 	}

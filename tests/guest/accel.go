@@ -29,17 +29,20 @@ func DomainType(ctx context.Context, kernel, initrd string) string {
 	if c.Start() != nil {
 		return "qemu"
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- c.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = c.Wait() // killed, or it could not boot: both are told below
+	}()
 	for {
 		b, _ := os.ReadFile(log) // not there yet: nothing read
 		if bytes.Contains(b, []byte("READY")) {
 			cancel()
-			_ = <-ended // killed, as asked
+			<-ended
 			return "kvm"
 		}
 		select {
-		case _ = <-ended:
+		case <-ended:
 			return "qemu"
 		case <-time.After(50 * time.Millisecond):
 		}

@@ -85,8 +85,10 @@ func (l Load) Run(ctx context.Context, h *History, c *Client) error {
 func (l Load) work(ctx context.Context, h *History, c *Client, rng *rand.Rand, n int) error {
 	buf := make([]byte, l.MaxLen)
 	for range n {
-		if ctx.Err() != nil { //nolint:nilerr // the end of ctx is how a load is ended
+		select {
+		case <-ctx.Done(): // that is how a load is ended
 			return nil
+		default:
 		}
 		op := l.choose(rng, h.data.Disks[l.Disk])
 		seq := h.Begin(op)
