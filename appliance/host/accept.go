@@ -59,8 +59,11 @@ func (a *acceptor) Attach(_ context.Context, p replica.Peer, req wire.AttachRequ
 	g.mu.Lock()
 	rep := g.rep
 	g.mu.Unlock()
-	if rep == nil {
-		return nil, none, wire.Errorf(wire.CodeFailed, "group %s is %s at site %s", m.Name, g.current(), a.d.cfg.Site)
+	switch state := g.current(); {
+	case rep == nil && (state == Waiting || state == Receiving): // the daemon starts or stops
+		return nil, none, wire.Errorf(wire.CodeBusy, "group %s is not open at site %s just now", m.Name, a.d.cfg.Site)
+	case rep == nil:
+		return nil, none, wire.Errorf(wire.CodeFailed, "group %s is %s at site %s", m.Name, state, a.d.cfg.Site)
 	}
 	resp, err := rep.Attach(m, req.Resync, ch)
 	var werr *wire.Error
