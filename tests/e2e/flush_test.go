@@ -54,6 +54,7 @@ func later(f func() error) <-chan error {
 // TestFlushWaits: with the line cut FLUSH waits, writes go on until the queue
 // is full, reads go on for ever; after the cut everything goes on by itself.
 func TestFlushWaits(t *testing.T) {
+	t.Parallel()
 	const queue = 1 << 20
 	limits := rounds.QuickLink()
 	limits["queue_bytes"] = "1MiB"

@@ -21,26 +21,33 @@ func play(t *testing.T, plan ...rounds.Fault) {
 }
 
 // TestSourceKilled: the workload on a live ext4 gets no error and goes on.
-func TestSourceKilled(t *testing.T) { play(t, slices.Repeat([]rounds.Fault{rounds.KillSource}, 3)...) }
+func TestSourceKilled(t *testing.T) {
+	t.Parallel()
+	play(t, slices.Repeat([]rounds.Fault{rounds.KillSource}, 3)...)
+}
 
 // TestReplicaKilled: the source stalls and goes on by itself.
 func TestReplicaKilled(t *testing.T) {
+	t.Parallel()
 	play(t, slices.Repeat([]rounds.Fault{rounds.KillReplica}, 3)...)
 }
 
 // TestLine: cuts, half-open cuts and loss; it goes on by itself.
 func TestLine(t *testing.T) {
+	t.Parallel()
 	play(t, rounds.CutLine, rounds.CutHalf, rounds.Flap, rounds.Lossy, rounds.CutHalf)
 }
 
 // TestPowerLoss: what the hosts of the daemons had not written to their disks
 // is gone too.
 func TestPowerLoss(t *testing.T) {
+	t.Parallel()
 	play(t, rounds.PowerSource, rounds.PowerReplica, rounds.PowerSource)
 }
 
 // TestRounds plays three random rounds; `make soak` plays more.
 func TestRounds(t *testing.T) {
+	t.Parallel()
 	for range 3 {
 		play(t)
 	}

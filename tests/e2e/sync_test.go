@@ -69,6 +69,7 @@ func (w *states) add(st control.Status, group string) {
 // client works in it and another writes a second disk of the same group. It is
 // protected only when the copy is complete, and then both sites are equal.
 func TestFirstSync(t *testing.T) {
+	t.Parallel()
 	n := seed(t)
 	limits := rounds.QuickLink()
 	limits["queue_bytes"] = "1MiB" // the sync must share it with the clients
