@@ -16,6 +16,8 @@ type Binding struct {
 	onAck   func(wire.Ack)
 	// guarded by Session.mu
 	frames []*sentFrame // sent, not yet received, in the order of sending
+	bytes  int64        // in frames
+	full   bool         // the replica's spool has no room: its bytes do not count as in flight, nothing is sent
 	last   wire.Ack
 	seen   time.Time
 }
@@ -52,9 +54,7 @@ func (b *Binding) Unbind() {
 	b.src.SetWake(nil)
 	b.s.mu.Lock()
 	defer b.s.mu.Unlock()
-	for _, f := range b.frames {
-		b.s.inflight -= f.bytes
-	}
+	b.s.addLocked(b, -b.bytes)
 	b.frames = nil
 	for i, o := range b.s.bindings {
 		if o == b {
@@ -143,7 +143,27 @@ func (s *Session) noteSent(b *Binding, c *conn, recs []epoch.Record) {
 		f.bytes += int64(len(recs[i].Payload)) + epoch.HeaderSize
 	}
 	b.frames = append(b.frames, f)
-	s.inflight += f.bytes
+	s.addLocked(b, f.bytes)
+}
+
+// addLocked counts bytes of a binding that were sent, or, negative, that have arrived or are lost.
+func (s *Session) addLocked(b *Binding, n int64) {
+	b.bytes += n
+	if !b.full {
+		s.inflight += n
+	}
+}
+
+// setFullLocked notes whether the replica has room for the group's records.
+// What waits there for room takes nothing from the other groups.
+func (s *Session) setFullLocked(b *Binding, full bool) {
+	switch {
+	case full && !b.full:
+		s.inflight -= b.bytes
+	case !full && b.full:
+		s.inflight += b.bytes
+	}
+	b.full = full
 }
 
 // acked takes an ack: frames that arrived leave the count of bytes in flight.
@@ -162,13 +182,14 @@ func (s *Session) acked(a wire.Ack) error {
 	kept := b.frames[:0]
 	for _, f := range b.frames {
 		if f.last <= a.Received {
-			s.inflight -= f.bytes
+			s.addLocked(b, -f.bytes)
 		} else {
 			kept = append(kept, f)
 		}
 	}
 	clear(b.frames[len(kept):])
 	b.frames, b.last, b.seen = kept, a, time.Now()
+	s.setFullLocked(b, a.Flags&wire.AckSpoolFull != 0)
 	s.cond.Broadcast()
 	s.mu.Unlock()
 	if err := b.src.Acked(a.Session, a.Received, a.Durable); err != nil {
@@ -192,7 +213,7 @@ func (s *Session) lost(c *conn) {
 		kept := b.frames[:0]
 		for _, f := range b.frames {
 			if f.conn == c {
-				s.inflight -= f.bytes
+				s.addLocked(b, -f.bytes)
 				runs = append(runs, run{b, f.first, f.last})
 			} else {
 				kept = append(kept, f)
