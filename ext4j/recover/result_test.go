@@ -15,7 +15,6 @@ import (
 
 // model replays a journal the plain way: transaction by transaction.
 type model struct {
-	blocks  map[uint64][]byte
 	revoked map[uint64]jbd2.TID
 	log     []modelEntry
 }
