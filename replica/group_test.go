@@ -145,6 +145,27 @@ func TestSmallWindow(t *testing.T) {
 	})
 }
 
+// TestDuplicatesAreAcked: records that come again are answered, although
+// nothing has moved: the source waits for their arrival.
+func TestDuplicatesAreAcked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, 1)
+		s.mustOpen()
+		defer s.shut()
+		s.mustAttach(1)
+		m := newStream(1, 1)
+		m.write(0, 0, pattern(512, 1))
+		run := m.take()
+		s.receive(run)
+		synctest.Wait()
+		before := len(s.allAcks())
+		s.receive(run)
+		if after := s.allAcks(); len(after) != before+1 || after[before].Received != 1 {
+			t.Errorf("acks after a duplicate: %+v", after)
+		}
+	})
+}
+
 func TestAttachRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, 1)

@@ -138,6 +138,7 @@ func (g *Group) arrange(recs []epoch.Record) error {
 		g.counters.Duplicates++
 	}
 	if len(recs) == 0 {
+		g.ackLocked() // the source counts them as in flight until it hears of them
 		return nil
 	}
 	if recs[0].LSN > g.expect || g.full {
