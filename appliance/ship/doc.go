@@ -11,10 +11,12 @@
 // flight) → encode.go (compression, frame) → sender.go (socket). Back:
 // session.go reads acks and calls Source.Acked.
 //
-// Invariants: bytes in flight (sent, not yet received by the replica's spool;
-// not counting groups whose spool is full, which send nothing more) stay below
-// Options.InflightBytes plus one frame per connection; a group never waits behind
-// another's bulk data or full spool, because frames are small and groups take turns; every goroutine of a session has ended when its Done channel is closed.
+// Invariants: bytes in flight (sent, not yet received by the replica's spool)
+// stay below Options.InflightBytes plus one frame. Beyond that only what was
+// lost is sent again, because all the rest may be waiting for it; and a group
+// whose spool is full does not count, and sends nothing more. A group never waits
+// behind another's bulk data, because frames are small and groups take turns.
+// Every goroutine of a session has ended when its Done channel is closed.
 //
 // Lock order: Session.mu may be held when a Source's lock is taken, never the
 // other way round: Source.SetWake's function only signals.

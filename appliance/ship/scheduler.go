@@ -17,6 +17,7 @@ type Binding struct {
 	// guarded by Session.mu
 	frames []*sentFrame // sent, not yet received, in the order of sending
 	bytes  int64        // in frames
+	redo   int64        // bytes that were lost and not yet taken again
 	full   bool         // the replica's spool has no room: its bytes do not count as in flight, nothing is sent
 	last   wire.Ack
 	seen   time.Time
@@ -88,12 +89,10 @@ func (s *Session) next(c *conn) (*Binding, []epoch.Record) {
 		if s.ended() || c.broken {
 			return nil, nil
 		}
-		if s.inflight < s.l.o.InflightBytes {
-			if b, recs := s.takeLocked(); b != nil {
-				s.noteSent(b, c, recs)
-				s.cond.Signal() // there may be more for another connection
-				return b, recs
-			}
+		if b, recs := s.takeLocked(s.inflight >= s.l.o.InflightBytes); b != nil {
+			s.noteSent(b, c, recs)
+			s.cond.Signal() // there may be more for another connection
+			return b, recs
 		}
 		s.cond.Wait()
 	}
@@ -103,9 +102,15 @@ func (s *Session) next(c *conn) (*Binding, []epoch.Record) {
 // while others have something to send too.
 const urgentRun = 4
 
-func (s *Session) takeLocked() (*Binding, []epoch.Record) {
+// takeLocked takes a run from the group whose turn it is. When the limit is
+// reached only what was lost may be sent: all that is in flight may be waiting
+// for it at the replica.
+func (s *Session) takeLocked(reached bool) (*Binding, []epoch.Record) {
 	turn := -1
 	for i, b := range s.bindings {
+		if b.full || reached && b.redo == 0 {
+			continue // full: its records wait in the replica's memory; the other groups go on
+		}
 		some, urgent := b.src.Unsent()
 		if !some {
 			continue
@@ -143,6 +148,7 @@ func (s *Session) noteSent(b *Binding, c *conn, recs []epoch.Record) {
 		f.bytes += int64(len(recs[i].Payload)) + epoch.HeaderSize
 	}
 	b.frames = append(b.frames, f)
+	b.redo = max(0, b.redo-f.bytes)
 	s.addLocked(b, f.bytes)
 }
 
@@ -202,6 +208,8 @@ func (s *Session) acked(a wire.Ack) error {
 }
 
 // lost gives the frames that a dead connection carried back to their sources.
+// They are given back before their bytes stop to count as in flight: what
+// comes in between must not take their place.
 func (s *Session) lost(c *conn) {
 	type run struct {
 		b           *Binding
@@ -210,21 +218,35 @@ func (s *Session) lost(c *conn) {
 	var runs []run
 	s.mu.Lock()
 	for _, b := range s.bindings {
-		kept := b.frames[:0]
 		for _, f := range b.frames {
 			if f.conn == c {
-				s.addLocked(b, -f.bytes)
 				runs = append(runs, run{b, f.first, f.last})
-			} else {
-				kept = append(kept, f)
 			}
 		}
-		clear(b.frames[len(kept):])
-		b.frames = kept
 	}
 	s.mu.Unlock()
 	for _, r := range runs {
 		r.b.src.Requeue(r.b.session, r.first, r.last)
 	}
-	s.wake()
+	s.mu.Lock()
+	for _, b := range s.bindings {
+		s.forgetLocked(b, c)
+	}
+	s.cond.Broadcast()
+	s.mu.Unlock()
+}
+
+// forgetLocked takes the frames that c carried out of what is in flight.
+func (s *Session) forgetLocked(b *Binding, c *conn) {
+	kept := b.frames[:0]
+	for _, f := range b.frames {
+		if f.conn == c {
+			s.addLocked(b, -f.bytes)
+			b.redo += f.bytes
+		} else {
+			kept = append(kept, f)
+		}
+	}
+	clear(b.frames[len(kept):])
+	b.frames = kept
 }
