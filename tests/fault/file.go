@@ -51,8 +51,8 @@ func (h *File) apply(c change) {
 
 // ReadAt reads what was written last.
 func (h *File) ReadAt(p []byte, off int64) (int, error) {
-	if h.fs.hook != nil {
-		if err := h.fs.hook(OpRead, h.name); err != nil {
+	if hook := h.fs.hook.Load(); hook != nil {
+		if err := (*hook)(OpRead, h.name); err != nil {
 			return 0, pathError("read", h.name, err)
 		}
 	}
@@ -77,8 +77,8 @@ func (h *File) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt writes p, or a part of it when it fails.
 func (h *File) WriteAt(p []byte, off int64) (int, error) {
-	if h.fs.hook != nil {
-		if err := h.fs.hook(OpWrite, h.name); err != nil {
+	if hook := h.fs.hook.Load(); hook != nil {
+		if err := (*hook)(OpWrite, h.name); err != nil {
 			return 0, pathError("write", h.name, err)
 		}
 	}
@@ -131,8 +131,8 @@ func (h *File) fit(p []byte, off int64) (int, error) {
 // of the pending changes is durable and the rest never will be, although
 // reads may still show it.
 func (h *File) Datasync() error {
-	if h.fs.hook != nil {
-		if err := h.fs.hook(OpSync, h.name); err != nil {
+	if hook := h.fs.hook.Load(); hook != nil {
+		if err := (*hook)(OpSync, h.name); err != nil {
 			return pathError("datasync", h.name, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"path"
 	"sort"
+	"sync/atomic"
 
 	"kagami/images"
 )
@@ -21,7 +22,7 @@ type FS struct {
 	steps   int64
 	stopAt  int64 // step at which it stops, 0: never
 	faults  []*Fault
-	hook    func(Op, string) error
+	hook    atomic.Pointer[func(Op, string) error] // see SetHook
 }
 
 var _ images.FS = (*FS)(nil)

@@ -46,8 +46,14 @@ func (f *FS) Inject(x Fault) {
 
 // SetHook calls h before every step and read, without any lock held, in the
 // goroutine of the operation. An error it returns becomes the operation's,
-// which then has no effect. It must be set before the FS is used.
-func (f *FS) SetHook(h func(op Op, name string) error) { f.hook = h }
+// which then has no effect. nil takes the hook away.
+func (f *FS) SetHook(h func(op Op, name string) error) {
+	if h == nil {
+		f.hook.Store(nil)
+		return
+	}
+	f.hook.Store(&h)
+}
 
 // StopAfter makes the n-th step from now (1 is the next) and everything after
 // it fail with ErrStopped. Whether the n-th step has an effect is random.
@@ -180,8 +186,8 @@ func (f *FS) begin(op Op, name string) verdict {
 
 // do runs a step that either happens or does not.
 func (f *FS) do(op Op, name string, step func() error) error {
-	if f.hook != nil {
-		if err := f.hook(op, name); err != nil {
+	if h := f.hook.Load(); h != nil {
+		if err := (*h)(op, name); err != nil {
 			return pathError(string(op), name, err)
 		}
 	}
