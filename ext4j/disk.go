@@ -100,7 +100,7 @@ func (d *Disk) WouldBlock() bool {
 	g := d.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return entering || g.gate == gateClosed || g.q.bytes*2 > g.limits.QueueBytes
+	return entering || g.hold || g.gate == gateClosed || g.q.bytes*2 > g.limits.QueueBytes
 }
 
 // begin admits a request; it pairs with g.leave.
@@ -212,7 +212,7 @@ func piece(off, n, limit int64) int64 { return min(n, limit-off%limit) }
 // write applies and queues one record's worth of a guest write.
 func (d *Disk) write(p []byte, off int64) error {
 	n := int64(len(p))
-	if err := d.g.reserve(d.g.ctx, n); err != nil {
+	if err := d.g.reserve(n); err != nil {
 		return err
 	}
 	if err := d.g.rec.Acquire(d.g.ctx, d.slot, off, n); err != nil {
@@ -266,7 +266,7 @@ func (d *Disk) zero(t epoch.Type, off, n int64, fua bool, do func(off, n int64) 
 }
 
 func (d *Disk) zeroPiece(t epoch.Type, off, n int64, do func(off, n int64) error) error {
-	if err := d.g.reserve(d.g.ctx, 0); err != nil {
+	if err := d.g.reserve(0); err != nil {
 		return err
 	}
 	if err := d.g.rec.Acquire(d.g.ctx, d.slot, off, n); err != nil {

@@ -82,6 +82,7 @@ type Group struct {
 	shift   epoch.LSN // see mark
 	open    openEpoch
 	hold    bool      // a resync: epochs stay open, memory is freed on receipt
+	holdMax int64     // see LimitHold
 	floor   epoch.LSN // the resync's Close record; unreachable while it is not known
 	timer   *time.Timer
 	flushes int         // FLUSHes waiting for the replica
@@ -94,10 +95,11 @@ type Group struct {
 
 // openEpoch is what has been written since the last Close record.
 type openEpoch struct {
-	first epoch.LSN
-	n     int
-	bytes int64
-	since time.Time
+	first   epoch.LSN
+	n       int
+	bytes   int64
+	clients int64 // of bytes, those that clients wrote
+	since   time.Time
 }
 
 type closeMark struct {
@@ -222,17 +224,34 @@ func (g *Group) leave() {
 	g.mu.Unlock()
 }
 
-// reserve waits until the queue has room for a record with n bytes of payload,
-// or ctx ends. An empty queue always has room.
-func (g *Group) reserve(ctx context.Context, n int64) error {
+// LimitHold bounds what clients may add to the epoch of a resync, bytes; 0: no
+// bound. Requests that run at the same time exceed it by a record each at most.
+// That epoch has to fit the replica's spool as a whole, and does not end
+// while a client can keep it from getting there.
+func (g *Group) LimitHold(n int64) {
+	g.mu.Lock()
+	g.holdMax = n
+	g.mu.Unlock()
+}
+
+// reserve waits until there is room for a client's record with n bytes of
+// payload, or the group ends.
+func (g *Group) reserve(n int64) error { return g.reserveFor(g.ctx, n, g.clientRoomLocked) }
+
+// reserveScan is reserve for a scan; the end of ctx is an error.
+func (g *Group) reserveScan(ctx context.Context, n int64) error {
+	return g.reserveFor(ctx, n, g.roomLocked)
+}
+
+func (g *Group) reserveFor(ctx context.Context, n int64, room func(int64) bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.detached || g.roomLocked(n) {
+	if g.detached || room(n) {
 		return g.err
 	}
 	g.stats.Stalls++
 	defer g.wakeAtEnd(ctx)()
-	for g.err == nil && ctx.Err() == nil && !g.roomLocked(n) {
+	for g.err == nil && ctx.Err() == nil && !room(n) {
 		if last := g.closed; g.closeLocked(epoch.BySize) != last { // or the acknowledgement that makes room would never come
 			g.callWakeLocked()
 			continue
@@ -256,8 +275,16 @@ func (g *Group) callWakeLocked() {
 	g.mu.Lock()
 }
 
+// roomLocked tells whether the queue has room. An empty one always has.
 func (g *Group) roomLocked(n int64) bool {
 	return g.q.bytes == 0 || g.q.bytes+n+recordOverhead <= g.limits.QueueBytes
+}
+
+func (g *Group) clientRoomLocked(n int64) bool {
+	if g.hold && g.holdMax > 0 && g.open.clients+n+epoch.HeaderSize > g.holdMax {
+		return false
+	}
+	return g.roomLocked(n)
 }
 
 // wakeAtEnd makes waiters on cond look again when ctx ends. The caller defers
@@ -308,7 +335,11 @@ func (g *Group) appendLocked(r epoch.Record) epoch.LSN {
 		g.startTimerLocked()
 	}
 	g.open.n++
-	g.open.bytes += int64(len(r.Payload)) + epoch.HeaderSize
+	size := int64(len(r.Payload)) + epoch.HeaderSize
+	g.open.bytes += size
+	if r.Flags&epoch.FlagResync == 0 {
+		g.open.clients += size
+	}
 	g.stats.count(&r)
 	return r.LSN
 }

@@ -176,7 +176,7 @@ func askHashes(ctx context.Context, batch []chunk, remote Hasher) ([][]byte, err
 // hash; nil means that it reads as zeros there.
 func (d *Disk) scanChunk(ctx context.Context, off int64, sum []byte) error {
 	n := min(Chunk, d.img.Size()-off)
-	if err := d.g.reserve(ctx, n); err != nil {
+	if err := d.g.reserveScan(ctx, n); err != nil {
 		return err
 	}
 	l := d.locks.lock(off, n)

@@ -77,6 +77,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 	if p.begin {
 		f := s.g.snapshot()
 		s.setBase(resp.Pos)
+		s.eng.LimitHold(resp.SpoolBytes / clientsShare)
 		s.eng.Begin(f.Lineage, f.Session, resp.Pos.LSN+1, p.hold)
 		s.begun = true
 	}
@@ -354,6 +355,10 @@ func (s *source) resynced() error {
 	s.releasePins()
 	return nil
 }
+
+// clientsShare is the part of the replica's spool, 1/clientsShare, that clients
+// may fill during a resync; resync leaves that much free.
+const clientsShare = 8
 
 var errNoRoom = errors.New("the resync does not fit the replica's spool")
 
