@@ -34,11 +34,24 @@ func (s *Site) makeDisk(ctx context.Context) error {
 	return s.mount(ctx)
 }
 
+// mount takes a loop device of its own each time: mount -o loop would take the
+// one of before, shut down as it is, if a mount namespace that somebody made
+// meanwhile still holds it.
 func (s *Site) mount(ctx context.Context) error {
-	if out, err := exec.CommandContext(ctx, "mount", "-o", "loop", s.disk, s.path()).CombinedOutput(); err != nil {
-		return fmt.Errorf("mount the disk of site %s: %w: %s", s.Name, err, out)
+	out, err := exec.CommandContext(ctx, "losetup", "--find", "--show", s.disk).Output()
+	if err != nil {
+		return fmt.Errorf("loop device for the disk of site %s: %w", s.Name, err)
 	}
-	return nil
+	dev := strings.TrimSpace(string(out))
+	text, err := exec.CommandContext(ctx, "mount", dev, s.path()).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("mount the disk of site %s: %w: %s", s.Name, err, text)
+	}
+	// The kernel frees it at its last use.
+	if text, derr := exec.CommandContext(ctx, "losetup", "--detach", dev).CombinedOutput(); derr != nil {
+		err = errors.Join(err, fmt.Errorf("detach %s: %w: %s", dev, derr, text))
+	}
+	return err
 }
 
 // unmount takes the site's own file system off, if it is there.
