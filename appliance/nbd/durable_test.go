@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -139,7 +140,7 @@ func TestLostWriteComesFirst(t *testing.T) {
 		for _, length := range []int{512, 512 << 10} {
 			d := newRAM(t, 2<<20)
 			d.stall.Store(stall)
-			_, path := serve(t, Options{}, Export{Device: d})
+			s, path := serve(t, Options{}, Export{Device: d})
 			reached, release := stalledWrite(t, d, 0)
 			first := attach(t, path, "", true)
 			sent := make(chan struct{})
@@ -147,7 +148,7 @@ func TestLostWriteComesFirst(t *testing.T) {
 				defer close(sent)
 				r, p := write(0, bytes.Repeat([]byte("old"), length/3+1)[:length], 0)
 				_, _ = first.nc.Write(requestBytes(r, p))
-				r, p = write(1<<20, []byte("old too"), 0) // may or may not be taken up before the hang-up
+				r, p = write(1<<20, []byte("old as well"), 0)
 				_, _ = first.nc.Write(requestBytes(r, p))
 			}()
 			<-reached
@@ -158,7 +159,7 @@ func TestLostWriteComesFirst(t *testing.T) {
 			second := attach(t, path, "", true)
 			second.send(write(0, []byte("new"), 0))
 			second.send(write(1<<20, []byte("new too"), 0))
-			time.Sleep(20 * time.Millisecond)
+			eventually(t, "the hang-up is seen", func() bool { return s.lost() == 1 })
 			if d.clients() != 1 {
 				t.Fatal("the second client is attached while the first one's write is running")
 			}
@@ -173,10 +174,27 @@ func TestLostWriteComesFirst(t *testing.T) {
 					t.Errorf("%q, want %q", got.data, want)
 				}
 			}
+			if calls := d.take(); !stall && slices.Contains(calls, "write 1048576+11") {
+				t.Errorf("a request was begun after the hang-up was seen: %v", calls)
+			}
 			must(t, second.nc.Close())
 			eventually(t, "both gone", func() bool { return d.clients() == 0 })
 		}
 	}
+}
+
+// lost counts the connections that may begin no more requests.
+func (s *Server) lost() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.byName {
+		for c := range e.conns {
+			if c.whyGone() != nil {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // TestLiveWriteHoldsUpNobody: the same with a first client that is alive.
@@ -210,6 +228,11 @@ func TestLostFlushHoldsUpNobody(t *testing.T) {
 	_, path := serve(t, Options{}, Export{Device: d})
 	open := opener(t, release)
 	first := attach(t, path, "", true)
+	for _, cmd := range []command{cmdWrite, cmdTrim, cmdZeroes} { // changes that are over, in each way
+		for _, r := range []request{{cmd: cmd, length: 512}, {cmd: cmd, length: 512, flags: cmdFUA}, {cmd: cmd, length: 512 << 10}} {
+			first.ok(r, payloadFor(r))
+		}
+	}
 	first.send(request{cmd: cmdFlush}, nil)
 	<-reached
 	must(t, first.nc.Close())

@@ -96,7 +96,7 @@ func TestDisconnectInPayload(t *testing.T) {
 // goroutines stay bounded.
 func TestThousandIdleConnections(t *testing.T) {
 	d := newRAM(t, 1<<20)
-	_, path := serve(t, Options{}, Export{Device: d})
+	_, path := serve(t, Options{HandshakeTimeout: time.Hour}, Export{Device: d})
 	c := attach(t, path, "", true)
 	before := runtime.NumGoroutine()
 	for i := range 1000 {
@@ -184,7 +184,7 @@ func TestStalledDeviceDoesNotStarveOthers(t *testing.T) {
 	for _, stall := range []bool{false, true} {
 		well.stall.Store(stall)
 		c := attach(t, path2, "", true)
-		for i := range 20 {
+		for i := range 8 {
 			c.ok(write(uint64(i), make([]byte, 512<<10), cmdFUA))
 			c.readAll(request{cmd: cmdRead, length: 1 << 20})
 		}

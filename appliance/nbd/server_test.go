@@ -187,8 +187,9 @@ func TestResizedMeanwhile(t *testing.T) {
 	c := dial(t, path)
 	c.want(c.option(optGo, infoData("")), repInfo, repAck)
 	c.wantEnd()
-	if n := d.clients(); n != 0 {
-		t.Fatal(n)
+	eventually(t, "Closed", func() bool { return d.clients() == 0 })
+	if d.opened != 1 {
+		t.Fatalf("opened %d times", d.opened)
 	}
 }
 

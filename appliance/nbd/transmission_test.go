@@ -258,6 +258,26 @@ func TestCalls(t *testing.T) {
 	})
 }
 
+// TestLargeWriteFails: no piece follows the one that failed, and no flush.
+func TestLargeWriteFails(t *testing.T) {
+	d := newRAM(t, 2<<20)
+	d.hook = func(_ string, off, _ int64) error {
+		if off >= maxPiece {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	_, path := serve(t, Options{}, Export{Device: d})
+	c := attach(t, path, "", true)
+	r := request{cmd: cmdWrite, length: 2 << 20, flags: cmdFUA}
+	if got := c.call(r, payloadFor(r)); got.errno != errNoSpace {
+		t.Errorf("%+v", got)
+	}
+	if got := d.take(); !slices.Equal(got, []string{"write 0+262144", "write 262144+262144"}) {
+		t.Error(got)
+	}
+}
+
 // readAll collects the chunks of one read and checks that they cover it once.
 func (c *client) readAll(r request) []byte {
 	c.t.Helper()
@@ -309,7 +329,7 @@ func TestRandomContent(t *testing.T) {
 		d.stall.Store(stall)
 		_, path := serve(t, Options{}, Export{Device: d})
 		c := attach(t, path, "", structured)
-		for i := range 200 {
+		for i := range 120 {
 			n := 1 << rnd.IntN(22)
 			n += rnd.IntN(n)
 			off := rnd.IntN(size - n)
