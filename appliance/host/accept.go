@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"syscall"
 
 	"kagami/appliance/pki"
 	"kagami/ext4j/epoch"
@@ -80,7 +81,7 @@ func (a *acceptor) Attach(_ context.Context, p replica.Peer, req wire.AttachRequ
 }
 
 func denied(p replica.Peer, group string) *wire.Error {
-	return wire.Errorf(wire.CodeDenied, "the certificate of site %s does not allow group %s: issue one that does (kagami pki issue --group)", p.Site(), group)
+	return wire.Errorf(wire.CodeDenied, "the certificate of site %s does not allow group %s", p.Site(), group)
 }
 
 // groupFor returns the replica that a manifest describes.
@@ -131,8 +132,12 @@ func (d *Daemon) newReplica(m wire.Manifest, site string) (*group, error) {
 		err = g.startReplica(true)
 	}
 	if err != nil {
+		code := wire.CodeFailed
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			code = wire.CodeNoSpace
+		}
 		err = errors.Join(err, g.removeImages(), g.removeFolder())
-		return nil, wire.Errorf(wire.CodeFailed, "site %s cannot make the replica: %v", d.cfg.Site, err)
+		return nil, wire.Errorf(code, "site %s cannot make the replica: %v", d.cfg.Site, err)
 	}
 	d.add(g)
 	return g, nil

@@ -22,20 +22,57 @@ func (d *Daemon) attachDisks(ctx context.Context, g *group, src *source, emit fu
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
-	wg.Go(func() { // nobody but us notices that the server of a copy is gone
-		select {
-		case <-src.eng.Done():
-			cancel(src.eng.Err())
-		case <-copying.Done():
-		}
-	})
+	wg.Go(func() { watchCopies(copying, g, src, cancel, emit) })
 	commit := func() error {
+		// A pivot holds up the guest until the export has answered a FLUSH, so
+		// the replica must be there and have caught up.
+		if err := src.caughtUp(copying); err != nil {
+			return err
+		}
 		if !interrupt() {
 			return context.Cause(ctx)
 		}
 		return nil
 	}
-	return fromHypervisor(d.attachFrom(copying, g, g.snapshot().Disks, commit, emit))
+	err := d.attachFrom(copying, g, g.snapshot().Disks, commit, emit)
+	if cause := context.Cause(copying); err != nil && cause != nil {
+		return cause // what libvirt says is that it was told to stop
+	}
+	return fromHypervisor(err)
+}
+
+// watchCopies cancels copies that will not get on, which nobody but us
+// notices, and passes on why those that may wait do so.
+func watchCopies(ctx context.Context, g *group, src *source, cancel context.CancelCauseFunc, emit func(control.Event)) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	said := map[string]bool{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-src.eng.Done():
+			cancel(fmt.Errorf("the exports of %s failed: %w", g.name, src.eng.Err()))
+		case err := <-src.refused:
+			cancel(fromPeer(g.snapshot().Peer, err))
+		case <-tick.C:
+			for _, text := range g.waitsFor() {
+				if !said[text] {
+					said[text] = true
+					say(emit, "warning", "%s", text)
+				}
+			}
+		}
+	}
+}
+
+// waitsFor says what keeps the stream of a source from getting on.
+func (g *group) waitsFor() []string {
+	st := g.status()
+	if st.State == string(Stalled) {
+		return append(st.Alarms, fmt.Sprintf("site %s is not connected, the copy waits: %s", st.Peer, st.Reason))
+	}
+	return st.Alarms
 }
 
 // attachFrom attaches the first of disks, and before it pivots, all others:

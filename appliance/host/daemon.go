@@ -36,6 +36,8 @@ type Daemon struct {
 	server  *replica.Server
 	links   map[string]*ship.Link // by peer site
 
+	// linkPatience is how long a command waits for a peer to be connected.
+	linkPatience time.Duration
 	// dial connects to libvirt; nil where it is not enabled.
 	dial func(context.Context) (Hypervisor, error)
 
@@ -62,7 +64,7 @@ func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logg
 // newDaemon makes a daemon that has touched nothing yet.
 func newDaemon(cfg *config.Config, release string, fsys images.FS, log *slog.Logger) *Daemon {
 	d := &Daemon{cfg: cfg, release: release, fs: fsys, log: log, started: time.Now(),
-		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}}
+		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, linkPatience: linkPatience}
 	if cfg.Libvirt.Enabled {
 		d.dial = func(ctx context.Context) (Hypervisor, error) { return dialLibvirt(ctx, cfg.Libvirt.URI) }
 	}

@@ -41,7 +41,7 @@ func (d *Daemon) detachDisks(ctx context.Context, g *group, files map[string]str
 // way back to the replica from there, but none is wanted.
 func (d *Daemon) detachDisk(ctx context.Context, g *group, disk diskFile, file string, emit func(control.Event)) error {
 	for {
-		if !g.awaitReplica(ctx, linkPatience) {
+		if !g.awaitReplica(ctx, d.linkPatience) {
 			say(emit, "warning", "site %s is not connected: %s goes on without it, unprotected", g.snapshot().Peer, g.name)
 			if err := g.serveAlone(); err != nil {
 				return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 
 	"kagami/appliance/control"
 	"kagami/appliance/pki"
@@ -47,8 +48,8 @@ func explained(err error, hint string) error {
 		return e
 	case errors.As(err, &e):
 		return &control.Error{Code: e.Code, Message: e.Message, Hint: hint, Exit: e.Exit}
-	case errors.Is(err, images.ErrNoSpace):
-		return failure("no-space", err.Error(), "make room there, then try again")
+	case errors.Is(err, images.ErrNoSpace), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return failure("no-space", err.Error(), "make room there; "+hint)
 	case errors.Is(err, context.Canceled):
 		return failure("cancelled", "interrupted: "+err.Error(), hint)
 	}
@@ -92,10 +93,11 @@ func advice(err error, otherwise string) (message, hint string) {
 	return text, otherwise
 }
 
-// fromLink classes the reason why a peer is not connected.
-func fromLink(site string, err error) error {
+// fromLink classes the reason why a peer is not connected. lasting says that
+// it does not pass by itself.
+func fromLink(site string, err error) (e error, lasting bool) {
 	err = pki.Explain(err)
-	hint := fmt.Sprintf("see to it that the daemon runs at site %s and that its address in the config file is right", site)
+	hint := ""
 	var werr *wire.Error
 	switch {
 	case errors.Is(err, pki.ErrUnknownCA), errors.Is(err, pki.ErrRefused), errors.Is(err, pki.ErrBadIdentity), errors.Is(err, pki.ErrExpired):
@@ -106,8 +108,10 @@ func fromLink(site string, err error) error {
 		hint = fmt.Sprintf("put the address of site %s right in the config file: something else answers there", site)
 	case errors.As(err, &werr) && werr.Code == wire.CodeVersion, strings.Contains(err.Error(), "protocol version"):
 		hint = "upgrade the older of the two sites"
+	default:
+		return failure("unreachable", err.Error(), fmt.Sprintf("see to it that the daemon runs at site %s and that its address in the config file is right", site)), false
 	}
-	return failure("unreachable", err.Error(), hint)
+	return failure("unreachable", err.Error(), hint), true
 }
 
 // fromPeer classes a peer's refusal.

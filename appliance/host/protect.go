@@ -208,14 +208,20 @@ func (d *Daemon) callPeer(ctx context.Context, site, method string, params, resu
 	if link == nil {
 		return notFound(fmt.Sprintf("site %q is not among the peers of the config file", site), "known peers: "+d.peerNames())
 	}
-	wait, cancel := context.WithTimeoutCause(ctx, linkPatience, fmt.Errorf("no answer within %v", linkPatience))
+	if st := link.Status(); !st.Connected && st.Error != nil {
+		if err, lasting := fromLink(site, fmt.Errorf("site %s is not connected: %w", site, st.Error)); lasting {
+			return err
+		}
+	}
+	wait, cancel := context.WithTimeoutCause(ctx, d.linkPatience, fmt.Errorf("no answer within %v", d.linkPatience))
 	defer cancel()
 	sess, err := link.Session(wait)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil:
-		return fromLink(site, err)
+		err, _ = fromLink(site, err)
+		return err
 	}
 	if err := sess.Call(ctx, method, params, result); err != nil && ctx.Err() == nil {
 		return fromPeer(site, err)
@@ -276,8 +282,8 @@ func (d *Daemon) checkReach(ctx context.Context, f *groupFile) error {
 	}
 	for _, disk := range f.Disks {
 		if err := qmp.Reachable(disk.Socket, uid, gid); err != nil {
-			return refused(fmt.Sprintf("QEMU could not use its socket: %v", err),
-				"let QEMU's user pass through the folders of run_dir (chmod o+x), and set libvirt.socket_group to its group")
+			why, todo := advice(err, "let QEMU's user pass through the folders of run_dir (chmod o+x)")
+			return refused("QEMU could not use its socket: "+why, todo+"; libvirt.socket_group in the config file names the group of sockets")
 		}
 	}
 	return nil

@@ -279,15 +279,15 @@ func (s *source) stop() error {
 // ready waits until the group is attached and its gate open. A replica's
 // site that refuses the group ends the wait.
 func (s *source) ready(ctx context.Context) error {
-	peer := s.g.snapshot().Peer
-	wait, cancel := context.WithTimeout(ctx, 2*linkPatience)
+	peer, patience := s.g.snapshot().Peer, 2*s.g.d.linkPatience
+	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	select {
 	case <-wait.Done():
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return failure("unreachable", fmt.Sprintf("site %s did not take the replica within %v: %s", peer, 2*linkPatience, s.g.status().Reason),
+		return failure("unreachable", fmt.Sprintf("site %s did not take the replica within %v: %s", peer, patience, s.g.status().Reason),
 			fmt.Sprintf("see kagami status, and the log of the daemon at site %s", peer))
 	case <-s.eng.Done():
 		return s.eng.Err()
@@ -298,9 +298,27 @@ func (s *source) ready(ctx context.Context) error {
 	}
 }
 
+// caughtUp returns when the replica has everything that was written before the call.
+func (s *source) caughtUp(ctx context.Context) error {
+	done := make(chan error, 1)
+	s.wg.Go(func() { // ends with the group, if not before
+		var err error
+		for _, d := range s.g.snapshot().Disks {
+			err = errors.Join(err, s.eng.Disk(d.Slot).Flush())
+		}
+		done <- err
+	})
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case err := <-done:
+		return err
+	}
+}
+
 // allFilled says that no block copy is under way any more: the VM runs from
 // the exports, and a first sync may end.
 func (s *source) allFilled() { close(s.filled) }
 
-// linkPatience is how long a command waits for a peer to be connected.
+// linkPatience is how long commands wait for a peer to be connected.
 const linkPatience = 10 * time.Second
