@@ -1,0 +1,111 @@
+package sim
+
+import (
+	"testing"
+	"time"
+)
+
+// TestMutants proves that the simulator sees what it is there for: each
+// mistake must be caught within the given number of seeds. Under the race
+// detector only the first few are played.
+func TestMutants(t *testing.T) {
+	for i, c := range []struct {
+		mutant Mutant
+		within uint64
+		script func(*World) error // nil: misfortunes at random
+	}{
+		{HalfApply, 10, nil},
+		{FlushHere, 10, nil},
+		{NoActiveLog, 20, nil},
+		{AckBeforeCommit, 20, nil},
+		{MarkBeforeImage, 20, nil},
+		{FlushThere, 20, nil},
+		{UnsyncedLog, 40, nil},
+		{ReuseSession, 10, nil},
+		{DropRequeue, 20, nil},
+		{EarlyResync, 20, nil},
+		{NoHold, 40, nil},
+		{NoEntryFlush, 20, strangersRead},
+		{ForgetCompare, 20, crashInCompare},
+		{NoWitness, 20, rotAndRestart},
+		{WritesOvertake, 10, nil},
+	} {
+		if raceEnabled && i >= 3 {
+			break
+		}
+		t.Run(string(c.mutant), func(t *testing.T) {
+			if c.script == nil {
+				c.script = (*World).misfortunes
+			}
+			for seed := uint64(1); seed <= c.within; seed++ {
+				if err, _ := play(t, seed, c.mutant, c.script); err != nil {
+					t.Logf("caught by seed %d of %d: %v", seed, c.within, err)
+					return
+				}
+			}
+			t.Errorf("not caught within %d seeds", c.within)
+		})
+	}
+}
+
+// TestScripts plays the mutants' scripts without a mutant.
+func TestScripts(t *testing.T) {
+	for name, script := range map[string]func(*World) error{"strangersRead": strangersRead, "crashInCompare": crashInCompare, "rotAndRestart": rotAndRestart} {
+		for seed := uint64(1); seed <= 2; seed++ {
+			if err, log := play(t, seed, NoMutant, script); err != nil {
+				t.Errorf("%s, seed %d: %v\n%s", name, seed, err, log)
+			}
+		}
+	}
+}
+
+// strangersRead: a new guest connects while the link is cut and the replica
+// lacks what the one before wrote.
+func strangersRead(w *World) error {
+	for range 5 {
+		w.rest(time.Second)
+		w.reconnect()
+		w.rest(time.Second)
+		if err := w.Disaster(); err != nil {
+			return err
+		}
+		w.net.Cut(false)
+		time.Sleep(10 * time.Second)
+	}
+	return nil
+}
+
+// crashInCompare: the source loses its active log while the replica is behind,
+// and dies again before the compare that follows has begun.
+func crashInCompare(w *World) error {
+	w.net.Cut(true)
+	w.rest(2 * time.Second)
+	w.sourceDown(true)
+	if err := w.rotLog(); err != nil {
+		return err
+	}
+	w.killed = false
+	if err := w.sourceUp(w.killed); err != nil {
+		return err
+	}
+	w.rest(2 * time.Second)
+	w.sourceDown(false)
+	w.killed = true
+	return nil
+}
+
+// rotAndRestart: the replica loses acknowledged epochs without a trace while
+// both sites are down.
+func rotAndRestart(w *World) error {
+	c := w.c
+	w.c.ApplyAge, w.c.ApplyBytes = time.Hour, 1<<30 // the spool keeps everything
+	w.replicaDown(false)
+	if err := w.replicaUp(); err != nil {
+		return err
+	}
+	time.Sleep(3 * time.Second) // short: a second segment's header would tell what had been durable
+	w.sourceDown(true)
+	w.replicaDown(true)
+	w.killed, w.c = false, c
+	return w.rotSpool()
+}
