@@ -23,7 +23,8 @@ type Options struct {
 	Budget *Budget
 	// MaxMemory is this server's share of the budget, bytes; default 64 MiB.
 	MaxMemory int64
-	// MaxClients is how many connections may be in transmission; default 64.
+	// MaxClients is how many connections may be in transmission; default 64. One
+	// that was lost counts until its last request has returned.
 	MaxClients int
 	// MaxHandshakes is how many may be on their way there; default 64.
 	MaxHandshakes int

@@ -511,6 +511,33 @@ func TestOutOfOrder(t *testing.T) {
 	})
 }
 
+// TestRepliesGoOutFirst: the reader has to wait for room to run a request; the
+// replies it has collected do not wait with it.
+func TestRepliesGoOutFirst(t *testing.T) {
+	d := newRAM(t, 1<<20)
+	release := make(chan struct{})
+	d.hook = func(op string, _, _ int64) error {
+		if op == "flush" {
+			<-release
+		}
+		return nil
+	}
+	_, path := serve(t, Options{MaxInFlight: 1}, Export{Device: d})
+	open := opener(t, release)
+	c := attach(t, path, "", true)
+	flush := requestBytes(request{cmd: cmdFlush, cookie: 1}, nil)
+	c.write(cat(flush, requestBytes(request{cmd: cmdWrite, cookie: 2, length: 1}, []byte{1}), flush))
+	if r := c.receive(0); r.cookie != 2 || r.errno != 0 {
+		t.Fatalf("%+v", r)
+	}
+	open()
+	for range 2 {
+		if r := c.receive(0); r.cookie != 1 || r.errno != 0 {
+			t.Fatalf("%+v", r)
+		}
+	}
+}
+
 // TestDisconnect: DISC ends the connection after what is running was answered.
 func TestDisconnect(t *testing.T) {
 	d := newRAM(t, 1<<20)
