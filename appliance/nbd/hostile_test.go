@@ -192,6 +192,46 @@ func TestStalledDeviceDoesNotStarveOthers(t *testing.T) {
 	open()
 }
 
+// TestLargeReadWaitsForBudget: it is served when memory comes back, and given
+// up when the client goes.
+func TestLargeReadWaitsForBudget(t *testing.T) {
+	d := newRAM(t, 4<<20)
+	s, path := serve(t, Options{MaxMemory: 1}, Export{Device: d})
+	all := int64(MaxPayload + maxHead + requestCost)
+	if !s.account.try(all) {
+		t.Fatal("memory is in use")
+	}
+	goes, stays := attach(t, path, "", false), attach(t, path, "", false)
+	for _, c := range []*client{goes, stays} {
+		c.send(request{cmd: cmdRead, length: 1 << 20}, nil)
+	}
+	small := attach(t, path, "", false)
+	small.ok(read(0, 10)) // on the connection's reserve
+	small.ok(request{cmd: cmdFlush}, nil)
+	must(t, small.nc.Close())
+	eventually(t, "both read the request", func() bool {
+		n := uint64(0)
+		for _, c := range s.Clients("") {
+			n += c.Requests
+		}
+		return n == 2 && d.clients() == 2
+	})
+	must(t, goes.nc.Close())
+	s.account.give(all)
+	if r := stays.receive(1 << 20); r.errno != 0 {
+		t.Fatalf("%+v", r)
+	}
+	eventually(t, "gone", func() bool { return d.clients() == 1 })
+	if !s.account.try(all) {
+		t.Error("memory was not given back")
+	}
+	last := attach(t, path, "", false)
+	last.send(request{cmd: cmdRead, length: 1 << 20}, nil)
+	eventually(t, "waiting", func() bool { return s.Clients("")[1].Requests == 1 })
+	s.Close() // while it waits
+	last.wantEnd()
+}
+
 // TestMaxInFlight: one connection cannot run more than so many requests.
 func TestMaxInFlight(t *testing.T) {
 	d := newRAM(t, 1<<20)

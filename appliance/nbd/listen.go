@@ -15,19 +15,15 @@ import (
 var ErrInUse = errors.New("somebody is listening there")
 
 // MaxSocketPath is the longest path of a socket, bytes: what fits into
-// sockaddr_un with its final NUL (unix(7)), less the suffix of the temporary name.
-const MaxSocketPath = 107 - len(tempSuffix)
+// sockaddr_un with its final NUL (unix(7)).
+const MaxSocketPath = 107
 
-const (
-	tempSuffix = "~"
-	lockSuffix = ".lock"
-)
+const lockSuffix = ".lock"
 
-// ListenUnix listens on a unix socket at path. When the socket appears there
-// it has group gid (unless that is negative) and mode already, and accepts: it
-// is made under another name in the same folder and renamed. What is at path
-// is replaced only if it is a socket that nobody listens on, as a crash leaves
-// it. path+".lock" is locked for as long as the listener is open, which keeps
+// ListenUnix listens on a unix socket at path. It has group gid (unless that
+// is negative) and mode before the first client can connect. What is at path is
+// replaced only if it is a socket that nobody listens on, as a crash leaves it.
+// path+".lock" is locked for as long as the listener is open, which keeps
 // processes apart that do this at the same moment; that file stays.
 func ListenUnix(path string, gid int, mode fs.FileMode) (net.Listener, error) {
 	if len(path) > MaxSocketPath {
@@ -61,8 +57,9 @@ func lockFile(name string) (*os.File, error) {
 	return f, nil
 }
 
-// checkStale says why path must not be replaced, if so.
-func checkStale(path string) error {
+// removeStale removes the socket of a process that is gone, and says why not
+// if it must not.
+func removeStale(path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -77,30 +74,26 @@ func checkStale(path string) error {
 	if err == nil {
 		return errors.Join(ErrInUse, nc.Close())
 	}
-	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return os.Remove(path)
 	}
 	return fmt.Errorf("cannot tell whether it is in use: %w", err)
 }
 
-// listenAt makes the socket under a temporary name, and moves it to path when
-// all about it is right.
+// listenAt makes the socket. Until listen(2) is called, when all about it is
+// right, it refuses connections.
 func listenAt(path string, gid int, mode fs.FileMode) (*unixListener, error) {
-	if err := checkStale(path); err != nil {
+	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	temp := path + tempSuffix
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	f, err := bindUnix(temp)
+	f, err := bindUnix(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }() // net has its own descriptor
-	l, err := openUnix(f, path, gid, mode)
+	l, err := openUnix(f, gid, mode)
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(temp))
+		return nil, errors.Join(err, os.Remove(path))
 	}
 	return l, nil
 }
@@ -118,29 +111,29 @@ func bindUnix(path string) (*os.File, error) {
 	return f, nil
 }
 
-func openUnix(f *os.File, path string, gid int, mode fs.FileMode) (*unixListener, error) {
-	temp := f.Name()
+func openUnix(f *os.File, gid int, mode fs.FileMode) (*unixListener, error) {
+	path := f.Name()
 	if gid >= 0 {
-		if err := os.Chown(temp, -1, gid); err != nil {
+		if err := os.Chown(path, -1, gid); err != nil {
 			return nil, err
 		}
 	}
-	if err := os.Chmod(temp, mode); err != nil { // after chown, which may clear bits
+	if err := os.Chmod(path, mode); err != nil { // after chown, which may clear bits
+		return nil, err
+	}
+	st, err := os.Lstat(path)
+	if err != nil {
 		return nil, err
 	}
 	if err := unix.Listen(int(f.Fd()), unix.SOMAXCONN); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	st, err := os.Lstat(temp)
-	if err != nil {
-		return nil, err
-	}
 	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Rename(temp, path); err != nil {
-		return nil, errors.Join(err, l.Close())
+	if ul, ok := l.(*net.UnixListener); ok {
+		ul.SetUnlinkOnClose(false) // our Close looks first whose it is
 	}
 	return &unixListener{Listener: l, path: path, made: st}, nil
 }
@@ -170,6 +163,3 @@ func (l *unixListener) unlink() error {
 	}
 	return os.Remove(l.path)
 }
-
-// Addr is the path that clients connect to.
-func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }

@@ -246,7 +246,6 @@ func TestListenUnixStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, stale.Close())
-	must(t, os.WriteFile(path+tempSuffix, nil, 0o600)) // of a crash in mid-way
 	l, err := ListenUnix(path, -1, 0o600)
 	must(t, err)
 	nc, err := net.Dial("unix", path)
