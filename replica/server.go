@@ -212,7 +212,7 @@ func (s *Server) admit(c net.Conn, peer Peer, h wire.Hello) (*link, *wire.Error)
 	switch {
 	case s.done:
 		return nil, wire.Errorf(wire.CodeBusy, "site %s is shutting down", s.o.Site)
-	case h.Data && l == nil:
+	case h.Data && (l == nil || l.ended()): // close takes mu after it has ended the link: it closes all that were let in before
 		return nil, wire.Errorf(wire.CodeStale, "no such link")
 	case h.Data && l.peer.Site() != peer.Site():
 		return nil, wire.Errorf(wire.CodeDenied, "the link belongs to another site")
