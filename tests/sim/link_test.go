@@ -29,6 +29,7 @@ type hub struct {
 	groups map[epoch.UUID]*replica.Group
 	closes []func()
 	server *replica.Server
+	peers  sync.WaitGroup // goroutines of a test
 	mu     sync.Mutex
 	events []string
 }
