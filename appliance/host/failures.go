@@ -97,7 +97,7 @@ func advice(err error, otherwise string) (message, hint string) {
 // it does not pass by itself.
 func fromLink(site string, err error) (e error, lasting bool) {
 	err = pki.Explain(err)
-	hint := ""
+	var hint string
 	var werr *wire.Error
 	switch {
 	case errors.Is(err, pki.ErrUnknownCA), errors.Is(err, pki.ErrRefused), errors.Is(err, pki.ErrBadIdentity), errors.Is(err, pki.ErrExpired):

@@ -62,14 +62,6 @@ func (h *fakeHost) vm(name string) *fakeVM {
 	return h.vms[name]
 }
 
-func (h *fakeHost) send(ev qmp.Event) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for ch := range h.subs {
-		ch <- ev
-	}
-}
-
 func (c *conn) find(name string) (*fakeVM, error) {
 	if c.dead.Load() {
 		return nil, errDead

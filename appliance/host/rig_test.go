@@ -212,7 +212,9 @@ func (s *site) stopIfUp() {
 	if s.d != nil {
 		s.host.setFault(nil)
 		s.cancel()
-		<-s.done
+		if err := <-s.done; err != nil {
+			s.t.Logf("daemon of site %s: %v", s.name, err)
+		}
 		s.d = nil
 	}
 }
@@ -232,7 +234,9 @@ func (s *site) kill() {
 		}
 	}
 	s.cancel()
-	<-s.done // its error is that of files that do not change any more
+	if err := <-s.done; err != nil {
+		s.t.Logf("killed daemon: %v", err) // files that do not change any more
+	}
 	s.d = nil
 }
 
@@ -262,11 +266,6 @@ func (s *site) awaitState(group, state string) control.Group {
 		return g.State == state
 	})
 	return g
-}
-
-// hasEvent reports whether the group's history has a text.
-func hasEvent(g control.Group, text string) bool {
-	return slices.ContainsFunc(g.Events, func(e control.LoggedEvent) bool { return strings.Contains(e.Text, text) })
 }
 
 const (

@@ -26,7 +26,8 @@ func fillImage(t *testing.T, path string, size int64, seed uint64) {
 		p := filepath.Join(tree, name)
 		must(t, os.MkdirAll(filepath.Dir(p), 0o755))
 		content := make([]byte, 10<<20)
-		rng.Read(content)
+		_, err := rng.Read(content)
+		must(t, err)
 		must(t, os.WriteFile(p, content, 0o644))
 	}
 	must(t, os.WriteFile(path, nil, 0o600))

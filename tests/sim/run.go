@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
+
+	"kagami/tests/fault"
 )
 
 // Play starts both sites, runs a script, ends all faults, checks that both
@@ -173,8 +176,11 @@ func (w *World) rot() error {
 
 func (w *World) rotSpool() error {
 	names, err := w.repFS.ReadDir(replicaDir + "/spool")
+	if errors.Is(err, fault.ErrStopped) {
+		return nil // just now
+	}
 	if err != nil {
-		return nil // stopped just now
+		return err
 	}
 	w.note("the spool rots")
 	w.rotten, w.noticed = true, false
@@ -188,8 +194,11 @@ func (w *World) rotSpool() error {
 
 func (w *World) rotLog() error {
 	b, err := w.srcFS.ReadFile(activeLog)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil // there is none yet
+	}
+	if err != nil {
+		return err
 	}
 	w.note("the active log rots")
 	for off := 0; off < len(b); off += 4096 { // each block: rot in a snapshot alone looks like a torn one
