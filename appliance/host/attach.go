@@ -244,6 +244,11 @@ func (s *source) planCompare(why string) plan {
 func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan, resp wire.AttachResponse) error {
 	switch {
 	case p.what == "":
+		if p.begin {
+			// Both sites are alike: what the log still names may leave it. Nothing
+			// of this session needs to be acknowledged for that.
+			s.log.Adopt(0)
+		}
 		s.g.input(Attached, p.why)
 		s.markSynced()
 		return s.endResumed(ctx)
