@@ -27,6 +27,7 @@ func (d *Daemon) attachDisks(ctx context.Context, g *group, src *source, emit fu
 		// A pivot holds up the guest until the export has answered a FLUSH, so
 		// the replica must be there and have caught up.
 		if err := src.caughtUp(copying); err != nil {
+			cancel(fmt.Errorf("the exports of %s failed: %w", g.name, err))
 			return err
 		}
 		if !interrupt() {

@@ -191,10 +191,10 @@ func (d *Daemon) serve(ctx context.Context) error {
 	if scrape != nil {
 		d.wg.Go(func() { failed <- scrape.serve() })
 	}
+	d.startGroups() // before anybody asks for them: connections wait meanwhile
 	d.wg.Go(func() { failed <- d.server.Serve(peers) })
 	web := d.controlServer()
 	d.wg.Go(func() { failed <- web.Serve(api) })
-	d.startGroups()
 	d.watchHypervisor(ctx)
 	d.log.Info("ready", "site", d.cfg.Site, "listen", peers.Addr().String(), "release", d.release)
 	notify(daemon.SdNotifyReady)

@@ -63,6 +63,15 @@ func because(err error, format string, a ...any) error {
 	return &control.Error{Code: e.Code, Message: e.Message + "; " + fmt.Sprintf(format, a...), Hint: e.Hint, Exit: e.Exit}
 }
 
+// text is an error without what to do next, to be part of another one.
+func text(err error) string {
+	var e *control.Error
+	if errors.As(err, &e) {
+		return e.Message
+	}
+	return err.Error()
+}
+
 // fromHypervisor classes an error of package qmp.
 func fromHypervisor(err error) error {
 	var e *control.Error

@@ -31,7 +31,13 @@ func newFakeHost() *fakeHost {
 // conn is one daemon's connection.
 type conn struct {
 	h    *fakeHost
-	dead atomic.Bool // the daemon was killed: nothing it still asks happens
+	dead atomic.Bool   // the daemon was killed: nothing it still asks happens
+	died chan struct{} // closed then
+}
+
+func (c *conn) die() {
+	c.dead.Store(true)
+	close(c.died)
 }
 
 func (h *fakeHost) setFault(f func(ctx context.Context, step string) error) {
@@ -60,6 +66,15 @@ func (h *fakeHost) vm(name string) *fakeVM {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.vms[name]
+}
+
+// send tells every daemon of an event.
+func (h *fakeHost) send(ev qmp.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for ch := range h.subs {
+		ch <- ev
+	}
 }
 
 func (c *conn) find(name string) (*fakeVM, error) {
@@ -145,15 +160,13 @@ func (c *conn) Attach(ctx context.Context, s qmp.AttachSpec, progress qmp.Progre
 	if err := c.at(context.WithoutCancel(ctx), "attach %s moved", s.Target); err != nil {
 		return err
 	}
-	d.treat()
+	d.setTreated(true)
 	return nil
 }
 
 // copy is a block job up to the moment when it follows the guest.
 func (c *conn) copy(ctx context.Context, op string, d *fakeDisk, to medium, progress qmp.Progress) error {
-	d.mu.Lock()
-	d.mirror = to
-	d.mu.Unlock()
+	d.follow(to)
 	const piece = 64 << 10
 	size := d.definition().Size
 	for off := int64(0); off < size; off += piece {
@@ -175,36 +188,26 @@ func (c *conn) copy(ctx context.Context, op string, d *fakeDisk, to medium, prog
 
 // cancelJob ends a job; a killed daemon does not get to that.
 func (c *conn) cancelJob(d *fakeDisk) {
-	if c.dead.Load() {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.mirror != nil {
-		_ = d.mirror.Close()
-		d.mirror = nil
+	if !c.dead.Load() {
+		d.follow(nil)
 	}
 }
 
 func (d *fakeDisk) pivot(change func(*qmp.Disk)) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.io.Lock()
+	defer d.io.Unlock()
 	for _, s := range d.dirty {
 		p := make([]byte, s.n)
 		_, _ = d.from.ReadAt(p, s.off) // what went wrong shows in the content
 		_, _ = d.mirror.WriteAt(p, s.off)
 	}
-	d.dirty = nil
 	_ = d.mirror.Flush()
 	_ = d.from.Close()
-	d.from, d.mirror, d.treated = d.mirror, nil, false
-	change(&d.def)
-}
-
-func (d *fakeDisk) treat() {
+	d.from, d.mirror, d.dirty = d.mirror, nil, nil
 	d.mu.Lock()
-	d.treated = true
-	d.mu.Unlock()
+	defer d.mu.Unlock()
+	d.treated, d.def.Job = false, false
+	change(&d.def)
 }
 
 func (c *conn) Detach(ctx context.Context, s qmp.DetachSpec, progress qmp.Progress) error {
@@ -244,9 +247,9 @@ func (c *conn) CancelCopy(_ context.Context, name, target, socket string) error 
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
+	d.io.Lock()
 	x, ok := d.mirror.(*exportMedium)
-	d.mu.Unlock()
+	d.io.Unlock()
 	if ok && x.socket != socket {
 		return fmt.Errorf("%w: not kagami's", qmp.ErrJobRunning)
 	}
@@ -265,7 +268,7 @@ func (c *conn) Treat(ctx context.Context, name, target, socket, export string, _
 	if err := c.at(ctx, "treat %s", target); err != nil {
 		return err
 	}
-	d.treat()
+	d.setTreated(true)
 	return nil
 }
 
@@ -313,9 +316,11 @@ func (c *conn) Start(ctx context.Context, name string, disks ...qmp.Served) erro
 	}
 	for _, s := range disks {
 		d := vm.disk(s.Target)
+		d.io.Lock()
 		d.mu.Lock()
 		d.def.Size, d.treated = d.from.(*exportMedium).c.Info.Size, true
 		d.mu.Unlock()
+		d.io.Unlock()
 	}
 	return c.at(context.WithoutCancel(ctx), "started %s", name)
 }

@@ -37,13 +37,14 @@ func (vm *fakeVM) setState(s qmp.State) {
 // fakeDisk is a disk with QEMU's behaviour: what the guest writes goes to the
 // file or export that it runs from; a copy follows it and holds up nobody.
 type fakeDisk struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // what libvirt tells; never held across I/O
 	def     qmp.Disk
-	running bool
-	from    medium // while the VM runs
-	mirror  medium // while a copy is under way
-	dirty   []span // what the guest wrote since the copy had it
 	treated bool
+
+	io     sync.Mutex // requests; taken before mu
+	from   medium     // while the VM runs
+	mirror medium     // while a copy is under way
+	dirty  []span     // what the guest wrote since the copy had it
 }
 
 // span is a part of a disk, bytes.
@@ -135,15 +136,38 @@ func (d *fakeDisk) open() (medium, error) {
 func (d *fakeDisk) definition() qmp.Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	def := d.def
-	def.Job = def.Job || d.mirror != nil
-	return def
+	return d.def
+}
+
+func (d *fakeDisk) setTreated(v bool) {
+	d.mu.Lock()
+	d.treated = v
+	d.mu.Unlock()
+}
+
+func (d *fakeDisk) isTreated() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.treated
+}
+
+// follow begins, or with nil ends, a copy.
+func (d *fakeDisk) follow(to medium) {
+	d.mu.Lock()
+	d.def.Job = to != nil
+	d.mu.Unlock()
+	d.io.Lock()
+	defer d.io.Unlock()
+	if d.mirror != nil {
+		_ = d.mirror.Close()
+	}
+	d.mirror, d.dirty = to, nil
 }
 
 // write is a guest's write, with a flush after it.
 func (d *fakeDisk) write(p []byte, off int64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.io.Lock()
+	defer d.io.Unlock()
 	if d.from == nil {
 		return errors.New("the VM does not run")
 	}
@@ -167,16 +191,16 @@ func (d *fakeDisk) piece(to medium, s span) error {
 
 // takeDirty is what the copy lacks.
 func (d *fakeDisk) takeDirty() []span {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.io.Lock()
+	defer d.io.Unlock()
 	out := d.dirty
 	d.dirty = nil
 	return out
 }
 
 func (d *fakeDisk) read(off, n int64) ([]byte, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.io.Lock()
+	defer d.io.Unlock()
 	p := make([]byte, n)
 	_, err := d.from.ReadAt(p, off)
 	return p, err
@@ -201,9 +225,9 @@ func (vm *fakeVM) start() error {
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", d.def.Target, err)
 		}
-		d.mu.Lock()
-		d.from, d.running = m, true
-		d.mu.Unlock()
+		d.io.Lock()
+		d.from = m
+		d.io.Unlock()
 		if _, err := d.read(0, 512); err != nil {
 			return fmt.Errorf("disk %s: %w", d.def.Target, err)
 		}
@@ -216,12 +240,13 @@ func (vm *fakeVM) start() error {
 func (vm *fakeVM) destroy() {
 	vm.setState(qmp.StateShutoff)
 	for _, d := range vm.disks {
-		d.mu.Lock()
+		d.io.Lock()
 		if d.from != nil {
 			_ = d.from.Close()
 		}
-		d.from, d.running, d.treated = nil, false, false
-		d.mu.Unlock()
+		d.from = nil
+		d.io.Unlock()
+		d.setTreated(false)
 	}
 }
 

@@ -18,7 +18,7 @@ func TestProtectAndFailover(t *testing.T) {
 	must(t, vm.disk("vdb").write([]byte("protected"), 8192))
 	want := map[string][]byte{}
 	for _, d := range vm.disks {
-		if !d.treated {
+		if !d.isTreated() {
 			t.Errorf("disk %s got no reconnect treatment", d.def.Target)
 		}
 		var err error

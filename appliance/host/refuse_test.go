@@ -288,12 +288,12 @@ func TestSocketFolder(t *testing.T) {
 // when libvirt comes, and says what is switched off.
 func TestLibvirtAway(t *testing.T) {
 	p := newPair(t)
-	p.main.dialErr = errors.New("connect to libvirt: no such socket")
+	p.main.setDialErr(errors.New("connect to libvirt: no such socket"))
 	p.up()
 	req := control.ProtectRequest{VM: testVM, To: "dr"}
 	refusedAs(t, p.main.protect(t.Context(), req), control.ExitFailed, "libvirt is not reachable", "no such socket", "libvirtd")
 	p.main.stop()
-	p.main.dialErr = nil
+	p.main.setDialErr(nil)
 	p.main.libvirtOff = true
 	p.start(p.main, p.dr)
 	refusedAs(t, p.main.protect(t.Context(), req), control.ExitRefused, "libvirt is not enabled at site main", "libvirt.enabled")

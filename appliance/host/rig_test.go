@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -48,6 +49,7 @@ type site struct {
 	cancel     context.CancelFunc
 	done       chan error
 	libvirtOff bool
+	mu         sync.Mutex
 	dialErr    error // what connecting to libvirt ends with
 }
 
@@ -162,12 +164,14 @@ libvirt:
 // daemon makes a daemon that has not been started.
 func (s *site) daemon(peer *site) *Daemon {
 	s.t.Helper()
-	s.fs, s.conn = newMortalFS(), &conn{h: s.host}
+	s.fs, s.conn = newMortalFS(), &conn{h: s.host, died: make(chan struct{})}
 	d := newDaemon(s.config(peer), "test", s.fs, slog.New(slog.NewTextHandler(s.log, nil)))
 	d.linkPatience = 3 * time.Second
 	if d.dial != nil {
 		c := s.conn
 		d.dial = func(context.Context) (Hypervisor, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			if s.dialErr != nil {
 				return nil, s.dialErr
 			}
@@ -175,6 +179,12 @@ func (s *site) daemon(peer *site) *Daemon {
 		}
 	}
 	return d
+}
+
+func (s *site) setDialErr(err error) {
+	s.mu.Lock()
+	s.dialErr = err
+	s.mu.Unlock()
 }
 
 // start starts the site's daemon and waits until it answers.
@@ -224,7 +234,7 @@ func (s *site) stopIfUp() {
 func (s *site) kill() {
 	s.t.Helper()
 	s.fs.die()
-	s.conn.dead.Store(true)
+	s.conn.die()
 	for _, g := range s.d.snapshot() {
 		g.mu.Lock()
 		src := g.src
@@ -277,11 +287,22 @@ const (
 // addVM makes a running VM with file disks of random content.
 func (s *site) addVM(name string, targets ...string) *fakeVM {
 	s.t.Helper()
-	vm := &fakeVM{name: name, uuid: testUUID}
+	content := map[string][]byte{}
 	for i, target := range targets {
+		content[target] = randomBytes(uint64(i+1), diskSize)
+	}
+	return s.addVMWith(name, content)
+}
+
+// addVMWith makes a running VM with file disks of the content given, by target.
+func (s *site) addVMWith(name string, content map[string][]byte) *fakeVM {
+	s.t.Helper()
+	vm := &fakeVM{name: name, uuid: testUUID}
+	for _, target := range slices.Sorted(maps.Keys(content)) {
 		file := s.path("disks", name+"-"+target+".raw")
-		must(s.t, os.WriteFile(file, randomBytes(uint64(i+1), diskSize), 0o600))
-		vm.disks = append(vm.disks, &fakeDisk{def: qmp.Disk{Target: target, Bus: "virtio", Device: "disk", Kind: "file", Source: file, Format: "raw", Size: diskSize}})
+		must(s.t, os.WriteFile(file, content[target], 0o600))
+		vm.disks = append(vm.disks, &fakeDisk{def: qmp.Disk{Target: target, Bus: "virtio", Device: "disk", Kind: "file", Source: file,
+			Format: "raw", Size: int64(len(content[target]))}})
 	}
 	must(s.t, vm.start())
 	s.host.mu.Lock()
@@ -449,4 +470,11 @@ func sameAtReplica(t *testing.T, p *pair, vm *fakeVM) {
 			return bytes.Equal(got, want)
 		})
 	}
+}
+
+func readFile(t *testing.T, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	must(t, err)
+	return b
 }

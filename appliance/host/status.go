@@ -64,6 +64,7 @@ func (g *group) status() control.Group {
 	case src != nil:
 		src.status(&st)
 	}
+	st.Protected = st.Protected && f.Phase == ""
 	return st
 }
 

@@ -19,10 +19,10 @@ const undoPatience = time.Minute
 // takeBack undoes a protect that failed, at both sites, and returns the error
 // to report. src is nil when the group was never served.
 func (d *Daemon) takeBack(g *group, src *source, cause error, emit func(control.Event)) error {
-	say(emit, "undo", "taking everything back: %v", cause)
+	say(emit, "undo", "taking everything back: %s", text(cause))
 	if src == nil { // libvirt and the peer have not heard of it
 		if err := d.end(g, ending{purge: true}, emit); err != nil {
-			return because(cause, "and not all of it could be taken back: %v", err)
+			return because(cause, "and not all of it could be taken back: %s", text(err))
 		}
 		return cause
 	}
@@ -36,14 +36,14 @@ func (d *Daemon) takeBack(g *group, src *source, cause error, emit func(control.
 func (d *Daemon) undo(g *group, how ending, emit func(control.Event)) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoPatience)
 	defer cancel()
-	moved, err := d.attachedDisks(ctx, g)
-	switch {
-	case err != nil:
+	if err := g.cancelCopies(ctx); err != nil {
 		return err
-	case len(moved) == 0:
-		if err := g.cancelCopies(ctx); err != nil {
-			return err
-		}
+	}
+	moved, err := d.attachedDisks(ctx, g)
+	if err != nil {
+		return err
+	}
+	if len(moved) == 0 {
 		return d.end(g, how, emit)
 	}
 	files, err := g.filesFor(nil)
@@ -59,10 +59,8 @@ func (d *Daemon) undo(g *group, how ending, emit func(control.Event)) error {
 // halfDone is the end of a protect that could not be undone: the VM goes on,
 // on the disks that it has, and the operator is told the way back.
 func (d *Daemon) halfDone(g *group, cause, undo error) error {
-	g.alarm("protect", fmt.Sprintf("protect was broken off (%v) and not taken back (%v): %s is not protected", cause, undo, g.name))
-	e := &control.Error{}
-	errors.As(because(cause, "not all of it could be taken back: %v", undo), &e)
-	return failure("half-done", e.Message, fmt.Sprintf("kagami unprotect %s moves its disks back to plain files", g.name))
+	g.alarm("protect", fmt.Sprintf("protect was broken off (%s) and not taken back (%s): %s is not protected", text(cause), text(undo), g.name))
+	return failure("half-done", fmt.Sprintf("%s; not all of it could be taken back: %s", text(cause), text(undo)), fmt.Sprintf("kagami unprotect %s moves its disks back to plain files", g.name))
 }
 
 // settleProtect brings a protect that the end of an earlier daemon broke off
@@ -79,7 +77,7 @@ func (g *group) settleProtect() error {
 	moved, err := d.attachedDisks(ctx, g)
 	if err != nil {
 		defer g.op.Unlock()
-		g.alarm("protect", fmt.Sprintf("protect was broken off by the daemon's end; it is settled when libvirt answers: %v", err))
+		g.alarm("protect", fmt.Sprintf("protect was broken off by the daemon's end; it is settled when libvirt answers: %s", text(err)))
 		return nil
 	}
 	f := g.snapshot()
@@ -95,7 +93,11 @@ func (g *group) settleProtect() error {
 		g.note(fmt.Sprintf("protect was broken off by the daemon's end: taken back (disks that run from kagami: %s)", orNone(moved)))
 		err := g.serveMoved(moved)
 		if err == nil {
-			err = d.undo(g, ending{purge: true, tell: true}, func(ev control.Event) { g.note(ev.Step + ": " + ev.Message) })
+			err = d.undo(g, ending{purge: true, tell: true}, func(ev control.Event) {
+				if ev.Total == 0 {
+					g.note(ev.Step + ": " + ev.Message)
+				}
+			})
 		}
 		if err != nil && d.ctx.Err() == nil {
 			g.note(d.halfDone(g, errors.New("the daemon ended"), err).Error())
@@ -168,7 +170,7 @@ func (d *Daemon) end(g *group, how ending, emit func(control.Event)) error {
 	if how.tell {
 		err := d.callPeer(context.Background(), f.Peer, wire.MethodRemove, wire.RemoveRequest{Group: f.ID, Purge: how.purge}, nil)
 		if err != nil && !isCode(err, string(wire.CodeNotFound)) {
-			say(emit, "warning", "site %s is told to remove its replica as soon as it is connected: %v", f.Peer, err)
+			say(emit, "warning", "site %s is told to remove its replica as soon as it is connected: %s", f.Peer, text(err))
 			g.leave()
 			return nil
 		}

@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -65,14 +64,12 @@ func (d *Daemon) keepProtecting(g *group, was Phase, cause error) error {
 	moved, err := d.attachedDisks(ctx, g)
 	if err == nil && len(moved) == len(g.snapshot().Disks) && g.current() != Detached && was == "" {
 		if err := g.update(func(f *groupFile) { f.Phase = was }); err != nil {
-			return because(cause, "and %v", err)
+			return because(cause, "and %s", text(err))
 		}
 		return because(cause, "%s stays as it was, protected", g.name)
 	}
 	g.alarm("unprotect", fmt.Sprintf("unprotect was broken off: disks %s of %s run from kagami, none of it is protected", orNone(moved), g.name))
-	e := &control.Error{}
-	errors.As(because(cause, "disks %s of %s go on from kagami, unprotected", orNone(moved), g.name), &e)
-	return failure(e.Code, e.Message, "put that right, then run kagami unprotect "+g.name+" again: it goes on where it stopped")
+	return failure("half-done", fmt.Sprintf("%s; disks %s of %s go on from kagami, unprotected", text(cause), orNone(moved), g.name), "put that right, then run kagami unprotect "+g.name+" again: it goes on where it stopped")
 }
 
 // planUnprotect looks at what stands in the way and chooses the files.

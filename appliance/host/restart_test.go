@@ -1,0 +1,199 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"kagami/appliance/control"
+)
+
+// killAt kills the source's daemon when a protect has come to a step.
+func killAt(t *testing.T, p *pair, step string) {
+	t.Helper()
+	reached, c := make(chan struct{}), p.main.conn
+	var once sync.Once
+	p.main.host.setFault(func(_ context.Context, at string) error {
+		if at == step {
+			once.Do(func() { close(reached) })
+			<-c.died
+		}
+		return nil
+	})
+	done := make(chan error, 1)
+	go func() { done <- p.main.protect(context.Background(), control.ProtectRequest{VM: testVM, To: "dr"}) }()
+	select {
+	case <-reached:
+	case err := <-done:
+		t.Fatalf("protect ended before %s: %v", step, err)
+	}
+	p.main.kill()
+	<-done
+	p.main.host.setFault(nil)
+}
+
+// TestKilledDuringProtect: the daemon dies before the first pivot. The next
+// one takes back what there is, at both sites, and ends the block jobs.
+func TestKilledDuringProtect(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda", "vdb")
+	want := guestContent(t, vm)
+	here, there := p.main.traces(), p.dr.traces()
+	for _, step := range untouchedPoints {
+		t.Run(step, func(t *testing.T) {
+			killAt(t, p, step)
+			if p.dr.group(testVM).Name == "" {
+				t.Fatal("there is no replica to take back")
+			}
+			p.start(p.main, p.dr)
+			await(t, "everything to be taken back", func() bool { return p.main.group(testVM).Name == "" && p.dr.group(testVM).Name == "" })
+			p.main.untouched(here)
+			p.dr.untouched(there)
+			guestUnharmed(t, vm, want)
+		})
+	}
+	p.main.mustProtect(testVM)
+	sameAtReplica(t, p, vm)
+}
+
+// TestKilledBetweenPivots: one disk runs from kagami, the other does not. The
+// next daemon moves the one back.
+func TestKilledBetweenPivots(t *testing.T) {
+	for _, step := range []string{"attach vdb moved", "attach vda pivot"} {
+		t.Run(step, func(t *testing.T) {
+			p := newPair(t).up()
+			vm := p.main.addVM(testVM, "vda", "vdb")
+			want := guestContent(t, vm)
+			there := p.dr.traces()
+			killAt(t, p, step)
+			p.start(p.main, p.dr)
+			await(t, "everything to be taken back", func() bool { return p.main.group(testVM).Name == "" && p.dr.group(testVM).Name == "" })
+			guestUnharmed(t, vm, want)
+			must(t, os.Remove(aside(t, p.main, "vm1-vdb.raw")))
+			p.main.untouched(plain(testVM, "vda", "vdb"))
+			p.dr.untouched(there)
+			p.main.mustProtect(testVM)
+			sameAtReplica(t, p, vm)
+		})
+	}
+}
+
+// TestKilledBeforeFirstSyncEnded: all disks have pivoted. The next daemon takes
+// the first sync up by comparing; until then nothing is called protected.
+func TestKilledBeforeFirstSyncEnded(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda", "vdb")
+	want := guestContent(t, vm)
+	killAt(t, p, "attach vda moved")
+	p.dr.kill()
+	p.start(p.main, p.dr)
+	if g := p.main.group(testVM); g.Protected || g.Complete || g.State != "stalled" {
+		t.Errorf("without the other site: %+v", g)
+	}
+	p.start(p.dr, p.main)
+	if g := p.main.awaitState(testVM, "streaming"); !g.Protected || len(g.Alarms) > 0 {
+		t.Errorf("%+v", g)
+	}
+	for _, d := range vm.disks {
+		got, err := d.content()
+		must(t, err)
+		if string(got) != string(want[d.definition().Target]) {
+			t.Errorf("disk %s has other content", d.definition().Target)
+		}
+	}
+	sameAtReplica(t, p, vm)
+}
+
+// TestKilledAndPeerAway: what the peer has is removed when it is back.
+func TestKilledAndPeerAway(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	want := guestContent(t, vm)
+	here, there := p.main.traces(), p.dr.traces()
+	killAt(t, p, "attach vda copy 50")
+	p.dr.kill()
+	p.start(p.main, p.dr)
+	if g := p.main.awaitState(testVM, "leaving"); g.Protected {
+		t.Errorf("%+v", g)
+	}
+	guestUnharmed(t, vm, want)
+	p.start(p.dr, p.main)
+	await(t, "the peer to be told", func() bool { return p.main.group(testVM).Name == "" && p.dr.group(testVM).Name == "" })
+	p.main.untouched(here)
+	p.dr.untouched(there)
+}
+
+// TestKilledAndLibvirtAway: without libvirt nobody knows whether the VM was
+// moved, so nothing is done until it answers.
+func TestKilledAndLibvirtAway(t *testing.T) {
+	for _, step := range []string{"attach vda copy 50", "attach vda moved"} {
+		t.Run(step, func(t *testing.T) {
+			p := newPair(t).up()
+			vm := p.main.addVM(testVM, "vda")
+			want := guestContent(t, vm)
+			killAt(t, p, step)
+			p.main.setDialErr(errors.New("no libvirtd"))
+			p.start(p.main, p.dr)
+			g := p.main.group(testVM)
+			if g.Protected || len(g.Alarms) != 1 || !strings.Contains(g.Alarms[0], "when libvirt answers") {
+				t.Errorf("%+v", g)
+			}
+			p.main.setDialErr(nil)
+			if step == "attach vda moved" {
+				if g := p.main.awaitState(testVM, "streaming"); !g.Protected || len(g.Alarms) > 0 {
+					t.Errorf("%+v", g)
+				}
+				sameAtReplica(t, p, vm)
+				return
+			}
+			await(t, "everything to be taken back", func() bool { return p.main.group(testVM).Name == "" && p.dr.group(testVM).Name == "" })
+			guestUnharmed(t, vm, want)
+		})
+	}
+}
+
+// TestStoppedDuringProtect: SIGTERM is an interruption.
+func TestStoppedDuringProtect(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda", "vdb")
+	want := guestContent(t, vm)
+	here, there := p.main.traces(), p.dr.traces()
+	copying := make(chan struct{})
+	p.main.host.setFault(func(ctx context.Context, step string) error {
+		if step == "attach vdb copy 50" {
+			close(copying)
+			<-ctx.Done()
+		}
+		return nil
+	})
+	done := make(chan error, 1)
+	go func() { done <- p.main.protect(context.Background(), control.ProtectRequest{VM: testVM, To: "dr"}) }()
+	<-copying
+	p.main.stop()
+	if err := <-done; err == nil {
+		t.Error("protect ended well")
+	}
+	p.main.untouched(here)
+	p.dr.untouched(there)
+	guestUnharmed(t, vm, want)
+}
+
+// TestRestartOfProtected: the daemon is killed, and stopped, under a protected
+// VM. The guest stalls, sees no error, and goes on.
+func TestRestartOfProtected(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	for i, end := range []func(){p.main.kill, p.main.stop} {
+		end()
+		done := make(chan error, 1)
+		go func() { done <- vm.disk("vda").write([]byte("stalls"), int64(i)*512) }()
+		p.start(p.main, p.dr)
+		must(t, <-done)
+		p.main.awaitState(testVM, "streaming")
+		sameAtReplica(t, p, vm)
+	}
+}
