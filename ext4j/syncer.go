@@ -10,15 +10,20 @@ type syncer struct {
 	mu      sync.Mutex
 	waiting []chan error // want an fdatasync that has not begun yet
 	active  bool
+	ended   error // the answer to every request once end was called
 	wg      sync.WaitGroup
 }
 
 // request returns a channel that receives the result of an fdatasync begun
-// after this call.
+// after this call, or the error given to end.
 func (s *syncer) request() <-chan error {
 	done := make(chan error, 1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended != nil {
+		done <- s.ended
+		return done
+	}
 	s.waiting = append(s.waiting, done)
 	if !s.active {
 		s.active = true
@@ -47,5 +52,12 @@ func (s *syncer) loop() {
 	}
 }
 
-// wait returns when no fdatasync runs.
-func (s *syncer) wait() { s.wg.Wait() }
+// end refuses requests from now on with err and returns when no fdatasync runs.
+func (s *syncer) end(err error) {
+	s.mu.Lock()
+	if s.ended == nil {
+		s.ended = err
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}

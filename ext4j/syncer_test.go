@@ -49,7 +49,7 @@ func TestSyncerBeganAfter(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			s.wait()
+			s.end(ErrGone)
 			if runs*2 > requests {
 				t.Errorf("seed %d: %d runs for %d requests: they are not shared", seed, runs, requests)
 			}
@@ -80,6 +80,6 @@ func TestSyncerJoinsOnlyTheNext(t *testing.T) {
 		if err := errors.Join(<-second, <-third); err != nil || began != 2 {
 			t.Errorf("%d runs, %v", began, err)
 		}
-		s.wait()
+		s.end(ErrGone)
 	})
 }
