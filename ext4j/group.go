@@ -124,8 +124,9 @@ func NewGroup(o Options) *Group {
 // Begin starts a session: records are numbered from next on and belong to
 // (lineage, session). What the queue still held is dropped: its content is in
 // the images and its regions are in the recorder, so with hold (a resync) the
-// scan that follows ships it. FLUSHes that were waiting wait for the end of
-// that scan: a session without hold may begin only before the gate first opens.
+// scan that follows ships it, and FLUSHes that were waiting wait for the end of
+// that scan. Without hold they are answered: such a session begins before any
+// client was served, or a first sync, until whose end nothing is promised.
 func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -136,7 +137,9 @@ func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold b
 	g.acked, g.closed = next-1, next-1
 	g.open, g.marks = openEpoch{}, nil
 	g.hold = hold
-	g.floor = ^epoch.LSN(0)
+	if g.floor = next - 1; hold {
+		g.floor = ^epoch.LSN(0)
+	}
 	g.stopTimerLocked()
 	g.cond.Broadcast()
 }
@@ -196,7 +199,7 @@ func (g *Group) Close() {
 	}
 	g.mu.Unlock()
 	for _, d := range g.disks {
-		d.sync.wait()
+		d.sync.end(ErrGone)
 	}
 	g.wg.Wait()
 }

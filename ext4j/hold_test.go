@@ -56,6 +56,7 @@ func TestLimitHold(t *testing.T) {
 			return nil
 		})
 		time.Sleep(time.Second + time.Millisecond/2) // the replica rests just then
+		synctest.Wait()
 		var clients int
 		for _, rec := range r.sent {
 			clients += len(rec.Payload) + epoch.HeaderSize
@@ -81,6 +82,46 @@ func TestLimitHold(t *testing.T) {
 		}
 		close(stop)
 		if err := replica.wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestRebuildAnswersFlushes: a session without hold, begun while clients are
+// served, is a first sync: nothing is promised until its end, so a FLUSH of the
+// session before does not wait for that; FLUSHes of its own wait as ever.
+func TestRebuildAnswersFlushes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t, Options{})
+		defer r.close()
+		if err := r.disk[0].WriteAt(fill(512, 1), 0, false); err != nil {
+			t.Fatal(err)
+		}
+		before := r.call(r.disk[0].Flush)
+		if synctest.Wait(); before.returned() {
+			t.Fatal("flush returned without an acknowledgement")
+		}
+		r.g.Begin(epoch.UUID{9}, 2, 11, false)
+		if err := before.wait(); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.disk[0].WriteAt(fill(512, 2), 512, false); err != nil {
+			t.Fatal(err)
+		}
+		during := r.call(r.disk[0].Flush)
+		if synctest.Wait(); during.returned() {
+			t.Fatal("flush returned without an acknowledgement")
+		}
+		r.ack(2, r.ship())
+		if err := during.wait(); err != nil {
+			t.Fatal(err)
+		}
+		end := r.call(func() error { _, err := r.g.FinishScan(context.Background()); return err })
+		if synctest.Wait(); end.returned() {
+			t.Fatal("the first sync ended without an acknowledgement")
+		}
+		r.ack(2, r.ship())
+		if err := end.wait(); err != nil {
 			t.Error(err)
 		}
 	})

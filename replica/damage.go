@@ -27,7 +27,7 @@ import (
 // damage is the content of the file `damaged`, as JSON.
 type damage struct {
 	Why  string `json:"why"`  // in words; "" when there is none
-	Torn bool   `json:"torn"` // the images are no epoch's
+	Torn bool   `json:"torn"` // the images are no epoch's: parts of several, or somebody else's
 }
 
 const damagedMax = 64 << 10
@@ -45,7 +45,7 @@ func (g *Group) recallDamage(lost string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read what is known to be damaged: %w", err)
 	}
-	reasons := []damage{{Why: g.o.Damaged}, {Why: lost}}
+	reasons := []damage{{Why: g.o.Damaged, Torn: true}, {Why: lost}}
 	if to := g.redoing.Load().Pos.LSN; to > g.durable.LSN {
 		reasons = append(reasons, damage{Why: tornText(g.applied.LSN, to), Torn: true})
 	}

@@ -36,7 +36,7 @@ func (g *Group) Attach(m wire.Manifest, resync bool, ch *Channel) (wire.AttachRe
 		return wire.AttachResponse{}, g.err
 	}
 	resp := wire.AttachResponse{Replica: g.o.Replica, Pos: g.durable, Applied: g.applied.LSN, Complete: g.complete,
-		Fresh: g.fresh, Damaged: g.damaged.Why, SpoolBytes: g.o.Limits.SpoolBytes}
+		Fresh: g.fresh, Damaged: g.damaged.Why, Torn: g.damaged.Torn, SpoolBytes: g.o.Limits.SpoolBytes}
 	resp.Pos.Lineage = g.lineage
 	g.channel, g.window = ch, m.Window
 	_ = resync // this release treats both alike: the source decides when the epoch ends

@@ -196,6 +196,8 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return plan{begin: true, what: "first sync", why: "the replica is new"}
 	case !f.Complete || !resp.Complete:
 		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: f.Complete, why: "the first sync is taken up again by comparing"}
+	case resp.Damaged != "" && resp.Torn:
+		return s.planRebuild(resp.Damaged)
 	case resp.Damaged != "":
 		return s.planCompare(resp.Damaged)
 	case s.begun && s.unfinished != nil && resp.Pos.LSN >= s.eng.Stats().Ack:
@@ -234,6 +236,12 @@ func (s *source) planResumed(f *groupFile) plan {
 		return plan{what: "first sync", why: "the block copy goes on"}
 	}
 	return plan{what: "first sync", hashes: true, why: "the first sync goes on"}
+}
+
+// planRebuild repairs a replica that has no point to keep: as a first sync
+// does, beside the clients, in as many epochs as it takes.
+func (s *source) planRebuild(why string) plan {
+	return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: true, why: why}
 }
 
 func (s *source) planCompare(why string) plan {

@@ -97,6 +97,10 @@ func (g *group) checkReplica(req control.FailoverRequest) error {
 	if !st.Complete {
 		return refused(fmt.Sprintf("the first sync of %s never ended: there is no complete copy to boot", g.name), "bring the source back and let the first sync end")
 	}
+	if st.Damaged != "" && !req.Force {
+		return refused(fmt.Sprintf("the replica of %s is not what was acknowledged: %s", g.name, st.Damaged),
+			"bring the source back, it repairs the replica; or use --force to fail over to what there is")
+	}
 	if st.Attached && !req.Force {
 		return refused(fmt.Sprintf("the source of %s at site %s is alive and connected: its VM may be running, and %s would be lost", g.name, g.snapshot().Peer, wouldLose(st)),
 			"stop the VM there and wait until status shows everything acknowledged, or use --force to fail over all the same")

@@ -144,6 +144,8 @@ type AttachResponse struct {
 	SpoolBytes int64 `json:"spool_bytes"`
 	// Damaged: the spool lost durable epochs after Pos, or an image was changed by someone else: compare everything.
 	Damaged string `json:"damaged,omitempty"`
+	// Torn: and its images are no epoch's, so that no point is lost by writing to them.
+	Torn bool `json:"torn,omitempty"`
 }
 
 // HashRequest asks for SHA-256 of chunks of a disk, image and spool together.

@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	le "encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -163,7 +165,8 @@ func TestReplicaChanged(t *testing.T) {
 			if g.Protected {
 				t.Error("a replica that somebody changed counts as protection")
 			}
-			out, err := r.DR.Kagami(ctx, "failover", "g", "--dry-run")
+			refuses(ctx, t, r.DR, control.ExitRefused, behind, "failover", "g")
+			out, err := r.DR.Kagami(ctx, "failover", "g", "--dry-run", "--force")
 			must(t, err)
 			if !strings.Contains(out, behind) {
 				t.Errorf("failover --dry-run does not say so: %s", out)
@@ -217,26 +220,35 @@ func TestReplicaGone(t *testing.T) {
 	checkImage(t, h, r.Replica("g", "d"))
 }
 
-// corruptSpool damages the last records of a replica's spool: those in the
-// segment with the highest number.
-func corruptSpool(t *testing.T, r *rounds.Rig) {
+// corruptSpool damages the last records of a replica's spool, those in the
+// segment with the highest number, or, with all, the first ones.
+func corruptSpool(t *testing.T, r *rounds.Rig, all bool) {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(r.DR.StateDir(), "groups", "g", "spool", "*.seg"))
 	must(t, err)
-	var last string
-	var number uint64
-	var end int
+	type segment struct {
+		name   string
+		number uint64
+		end    int64
+	}
+	var found []segment
 	for _, name := range names {
 		b, err := os.ReadFile(name)
 		must(t, err)
-		if n := le.LittleEndian.Uint64(b[24:]); n > number && string(b[:8]) == "KAGAMISP" {
-			last, number, end = name, n, len(bytes.TrimRight(b, "\x00"))
+		if n := le.LittleEndian.Uint64(b[24:]); n > 0 && string(b[:8]) == "KAGAMISP" {
+			found = append(found, segment{name, n, int64(len(bytes.TrimRight(b, "\x00")))})
 		}
 	}
-	if end < 4096+128<<10 {
-		t.Fatalf("segment %d of %v ends at %d: too little to damage", number, names, end)
+	slices.SortFunc(found, func(a, b segment) int { return cmp.Compare(a.number, b.number) })
+	if len(found) == 0 || found[len(found)-1].end < 4096+128<<10 {
+		t.Fatalf("too little to damage in the spool: %v", found)
 	}
-	scribble(t, last, int64(end-100<<10), "this was a record")
+	last := found[len(found)-1]
+	if all {
+		scribble(t, found[0].name, 4096+100<<10, "this was a record")
+	} else {
+		scribble(t, last.name, last.end-100<<10, "this was a record")
+	}
 }
 
 // TestSpoolDamaged: a spool damaged at its end is recovered to the last whole
@@ -259,7 +271,7 @@ func TestSpoolDamaged(t *testing.T) {
 				must(t, restart(r.Main))
 			}
 			must(t, r.DR.Kill())
-			corruptSpool(t, r)
+			corruptSpool(t, r, false)
 			must(t, r.DR.Start(ctx))
 			// Whether it had been acknowledged, only the source knows.
 			_, err := r.DR.AwaitGroup(ctx, "g", "the damage to be told", func(g control.Group) bool { return has(g, "torn or damaged") })

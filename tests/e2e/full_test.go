@@ -133,9 +133,10 @@ func TestSourceDiskFull(t *testing.T) {
 func TestResyncBesideWriter(t *testing.T) {
 	t.Parallel()
 	limits := rounds.QuickLink()
-	limits["spool_bytes"], limits["active_log_bytes"], limits["apply_bytes"], limits["queue_bytes"] = "8MiB", "4MiB", "1MiB", "1MiB"
-	const size = 5 << 20
-	r, ctx := newRig(t, time.Minute, rounds.Options{RTT: 2 * time.Millisecond, Rate: 50e6, Limits: limits,
+	limits["spool_bytes"], limits["active_log_bytes"], limits["apply_bytes"], limits["queue_bytes"] = "8MiB", "4MiB", "4MiB", "1MiB"
+	limits["apply_age"], limits["segment_bytes"], limits["compression"] = "1h", "2MiB", "none"
+	const size = 3 << 20
+	r, ctx := newRig(t, time.Minute, rounds.Options{RTT: 2 * time.Millisecond, Rate: 20e6, Limits: limits,
 		Groups: []rounds.Group{{Name: "g", Disks: []rounds.Disk{{Name: "d", Size: size}}}}})
 	must(t, r.StartBoth(ctx))
 	must(t, r.AwaitProtected(ctx))
@@ -144,12 +145,8 @@ func TestResyncBesideWriter(t *testing.T) {
 	must(t, err)
 	defer c.Kill()
 	must(t, writeAll(h, c, 0, size))
-	must(t, r.AwaitDrained(ctx, "g"))
-	must(t, r.DR.Stop())
-	image := r.Replica("g", "d")
-	must(t, os.Remove(image))
-	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, size))
+	must(t, r.DR.Kill())
+	corruptSpool(t, r, true)
 	load, stop := context.WithCancel(ctx)
 	defer stop()
 	var writers sync.WaitGroup
@@ -164,12 +161,16 @@ func TestResyncBesideWriter(t *testing.T) {
 	g, err := r.Await(ctx, "g", "streaming")
 	must(t, err)
 	t.Logf("%d bytes resynced, %d written by clients; %q", g.Resynced, g.Written, said(g))
-	if !has(g, "was replaced by a file") {
+	if !has(g, "had been durable and are lost") {
 		t.Errorf("status does not say why: %q", said(g))
 	}
 	stop()
 	must(t, within(ctx, later(func() error { writers.Wait(); return nil }), "the writers"))
-	stoppedEqual(ctx, t, r, "g")
+	must(t, r.Main.Stop())
+	_, err = r.Failover(ctx, "g")
+	must(t, err)
+	must(t, r.DR.Stop())
+	must(t, r.SameImages("g"))
 	checkImage(t, h, r.Replica("g", "d"))
 }
 
@@ -187,4 +188,40 @@ func overwrite(ctx context.Context, h *raw.History, c *raw.Client, size int64, r
 		}
 	}
 	return nil
+}
+
+// TestReplicaRebuilt: a replica whose image was lost, and replaced by an empty
+// file larger than the spool, is rebuilt while a workload goes on.
+func TestReplicaRebuilt(t *testing.T) {
+	t.Parallel()
+	limits := rounds.QuickLink()
+	limits["spool_bytes"], limits["active_log_bytes"], limits["apply_bytes"] = "16MiB", "8MiB", "1MiB"
+	const size = 64 << 20
+	n := seed(t)
+	r, ctx := newRig(t, time.Minute, rounds.Options{RTT: 2 * time.Millisecond, Rate: 200e6, Limits: limits,
+		Groups: []rounds.Group{{Name: "g", Disks: []rounds.Disk{{Name: "d", Size: size}}}}})
+	fillImage(t, r.Image("g", "d"), size, n)
+	must(t, r.StartBoth(ctx))
+	must(t, r.AwaitProtected(ctx))
+	files := r.NewFiles("g", "d", n)
+	must(t, files.Start(ctx, false))
+	must(t, files.AwaitProgress(ctx))
+	must(t, r.DR.Stop())
+	image := r.Replica("g", "d")
+	must(t, os.Remove(image))
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, size))
+	must(t, r.DR.Start(ctx))
+	g, err := r.Await(ctx, "g", "syncing")
+	must(t, err)
+	if g.Protected || !has(g, "was replaced by a file") {
+		t.Errorf("while the replica is rebuilt: protected %v; %q", g.Protected, said(g))
+	}
+	refuses(ctx, t, r.DR, control.ExitRefused, "was replaced by a file", "failover", "g")
+	must(t, files.AwaitProgress(ctx))
+	must(t, r.AwaitProtected(ctx))
+	must(t, files.AwaitProgress(ctx))
+	must(t, files.Stop())
+	stoppedEqual(ctx, t, r, "g")
+	must(t, rounds.Fsck(ctx, r.Replica("g", "d")))
 }

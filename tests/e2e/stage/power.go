@@ -166,3 +166,15 @@ func (s *Site) Tail() string { return s.tail() }
 
 // Control is the daemon's control socket.
 func (s *Site) Control() string { return s.path("run", "control.sock") }
+
+// Dump makes the daemon write what all its goroutines do into its log, and end.
+func (s *Site) Dump() error {
+	if s.daemon == nil {
+		return nil
+	}
+	if err := s.daemon.Process.Signal(syscall.SIGQUIT); err != nil {
+		return fmt.Errorf("dump daemon of site %s: %w", s.Name, err)
+	}
+	s.ended <- <-s.ended
+	return nil
+}

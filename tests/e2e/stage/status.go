@@ -38,14 +38,18 @@ func (s *Site) Group(ctx context.Context, name string) (control.Group, error) {
 
 // AwaitGroup polls until cond holds for a group.
 func (s *Site) AwaitGroup(ctx context.Context, name, what string, cond func(control.Group) bool) (control.Group, error) {
+	var last control.Group
 	for {
 		g, err := s.Group(ctx, name)
 		if err == nil && cond(g) {
 			return g, nil
 		}
+		if err == nil {
+			last = g
+		}
 		select {
 		case <-ctx.Done():
-			return g, fmt.Errorf("waited for %s of group %s at site %s; last seen: %+v (%v)", what, name, s.Name, g, err)
+			return last, fmt.Errorf("waited for %s of group %s at site %s; last seen: %+v (%v)", what, name, s.Name, last, err)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

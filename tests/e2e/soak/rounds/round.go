@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -60,8 +61,23 @@ func Round(ctx context.Context, o RoundOptions) (err error) {
 	err = errors.Join(p.play(ctx), p.r.Trouble())
 	if err != nil {
 		err = fmt.Errorf("%w\n--- daemon at %s:\n%s\n--- daemon at %s:\n%s", err, p.r.Main.Name, p.r.Main.Tail(), p.r.DR.Name, p.r.DR.Tail())
+		if ctx.Err() != nil { // something hangs
+			p.dump()
+		}
 	}
 	return errors.Join(err, p.r.Close())
+}
+
+// dump shows what the goroutines of both daemons do.
+func (p *round) dump() {
+	for _, s := range []*stage.Site{p.r.Main, p.r.DR} {
+		if err := s.Dump(); err != nil {
+			p.say("%v", err)
+		}
+		if b, err := os.ReadFile(s.LogPath()); err == nil {
+			p.say("log of site %s:\n%s", s.Name, b)
+		}
+	}
 }
 
 func (p *round) say(format string, a ...any) {
