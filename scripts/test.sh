@@ -32,13 +32,13 @@ unit() {
 	tests -race -timeout 10m $packages
 }
 
-# Packages whose crash tests play fewer seeds under the race detector: here all.
-# They say so by a file norace_test.go.
+# Packages whose crash tests and simulations play fewer seeds under the race
+# detector: here all. They say so by a file norace_test.go.
 seeds() {
 	local packages
 	packages=$(find . -name norace_test.go -printf '%h\n' | sort) || return 1
 	# shellcheck disable=SC2086
-	tests -timeout 10m -run 'Crash' $packages
+	tests -timeout 10m -run 'Crash|Seeds|Mutants|Scripts' $packages
 }
 
 # The VMs of the end-to-end tests need the machine for themselves; they run a

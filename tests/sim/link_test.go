@@ -260,6 +260,7 @@ func TestConnectionsDie(t *testing.T) {
 					t.Fatalf("seed %d: stuck at %d of %d (next %d, lost %v), %+v, %+v", seed, p.done(), len(p.recs), p.next+1, p.again, g.Status(), l.Status())
 				}
 			}
+			synctest.Wait() // the last acknowledgement is dealt with
 			st := g.Status()
 			if kills < 5 || st.Counters.Records != uint64(len(p.recs)) || st.Session != 1 {
 				t.Errorf("seed %d: %d kills, %d records spooled, %d sent, session %d", seed, kills, st.Counters.Records, len(p.recs), st.Session)

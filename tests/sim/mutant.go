@@ -32,7 +32,7 @@ const (
 	NoHold          Mutant = "FLUSH does not wait for the end of a resync"
 	NoEntryFlush    Mutant = "the first client reads at once"
 	ForgetCompare   Mutant = "that everything must be compared is forgotten by a restart"
-	NoWitness       Mutant = "the source does not remember what had been acknowledged"
+	NoFloor         Mutant = "the source does not remember what had been acknowledged"
 	WritesOvertake  Mutant = "a record enters the stream after its request was answered"
 )
 

@@ -54,8 +54,12 @@ func openReplica(w *World, fsys *fault.FS) (*replicaSite, error) {
 		r.imgs = append(r.imgs, img)
 		imgs[uint32(slot)] = mutateImage(w.mutant, img)
 	}
+	applyBytes, applyAge := w.c.ApplyBytes, w.c.ApplyAge
+	if w.hoard {
+		applyBytes, applyAge = 1<<30, time.Hour
+	}
 	g, err := replica.Open(replica.Options{FS: r.fs, Dir: replicaDir, ID: groupID, Replica: epoch.UUID{12}, Images: imgs, Codec: w.codec,
-		Limits:  replica.Limits{SegmentBytes: 1 << 20, SpoolBytes: w.c.SpoolBytes, WindowBytes: w.c.QueueBytes, ApplyBytes: w.c.ApplyBytes, ApplyAge: w.c.ApplyAge},
+		Limits:  replica.Limits{SegmentBytes: 1 << 20, SpoolBytes: w.c.SpoolBytes, WindowBytes: w.c.QueueBytes, ApplyBytes: applyBytes, ApplyAge: applyAge},
 		Lineage: r.state.Lineage, Session: r.state.Session, Fresh: !r.state.Used,
 		Persist: func(l epoch.UUID, n uint64) error {
 			next := replicaState{l, n, true}

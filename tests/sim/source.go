@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"kagami/appliance/ship"
@@ -49,19 +48,17 @@ type source struct {
 	wg     sync.WaitGroup
 
 	active     []ext4j.Range
-	pins       []activelog.Region
+	floor      activelog.Floor
 	clean      *cleanState
-	begun      atomic.Bool
+	begun      bool
 	unfinished *plan
 	forgetful  string // of the mutant ForgetCompare: what should be durable
 	base       epoch.Pos
-	witness    epoch.LSN // what had been acknowledged when a region last left the active log
 }
 
 const (
 	sourceDir   = "/source"
 	activeLog   = sourceDir + "/active.log"
-	witnessFile = sourceDir + "/witness.json"
 	regionBytes = 64 << 10
 )
 
@@ -126,12 +123,8 @@ func (s *source) openAll() error {
 			return err
 		}
 	}
-	if err := loadJSON(s.fs, witnessFile, &s.witness); err != nil {
-		return fmt.Errorf("load witness: %w", err)
-	}
 	o := activelog.Options{Group: groupID, RegionBytes: regionBytes, MaxRegions: s.w.c.MaxRegions}
-	logFS := witnessFS{s.fs, s.saveWitness}
-	log, regions, err := activelog.Open(logFS, activeLog, o)
+	log, regions, err := activelog.Open(s.fs, activeLog, o)
 	if errors.Is(err, activelog.ErrCorrupt) {
 		// The reason to compare everything is durable before the file that gives it is gone.
 		if err := s.mustCompare(err.Error()); err != nil {
@@ -140,12 +133,12 @@ func (s *source) openAll() error {
 		if err := s.fs.Remove(activeLog); err != nil {
 			return err
 		}
-		log, regions, err = activelog.Open(logFS, activeLog, o)
+		log, regions, err = activelog.Open(s.fs, activeLog, o)
 	}
 	if err != nil {
 		return fmt.Errorf("open active log: %w", err)
 	}
-	s.log, s.pins, s.active = log, regions, ranges(regions)
+	s.log, s.active, s.floor = log, ranges(regions), log.Floor()
 	return s.update(func(f *sourceState) {
 		f.Clean = nil
 		if s.w.mutant != ReuseSession {
@@ -170,7 +163,11 @@ func (s *source) checkUnchanged(slot uint32, img *images.Image) error {
 	return nil
 }
 
+// mustCompare records durably why everything must be compared; the first reason stays.
 func (s *source) mustCompare(why string) error {
+	if s.snapshot().Compare != "" || s.forgetful != "" {
+		return nil
+	}
 	s.w.note("source: everything must be compared: %s", why)
 	if s.w.mutant == ForgetCompare {
 		s.forgetful = why
@@ -269,49 +266,56 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		return err
 	}
 	p := s.plan(resp)
-	if p.compare && s.snapshot().Compare == "" && s.forgetful == "" {
-		// Durable before it begins: after a crash only the active regions would be compared.
-		if err := s.mustCompare(p.why); err != nil {
-			s.eng.Fail(err)
-			return err
-		}
+	if err := s.recordPlan(p); err != nil {
+		s.eng.Fail(err)
+		return err
 	}
 	if p.raise {
-		if s.w.mutant != ReuseSession {
-			if err := s.update(func(f *sourceState) { f.Session++ }); err != nil {
-				s.eng.Fail(err)
-				return err
-			}
-		}
 		if resp, err = s.attach(ctx, sess); err != nil {
 			return err
 		}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := context.AfterFunc(sessionContext(sess, ctx), func() { cancel(errLinkLost) })
-	defer stop()
+	s.wg.Go(func() {
+		select {
+		case <-sess.Done():
+			cancel(errLinkLost)
+		case <-ctx.Done():
+		}
+	})
 	if p.begin {
 		s.base = resp.Pos
+		s.eng.LimitHold(resp.SpoolBytes / 8)
 		s.eng.Begin(lineage, s.snapshot().Session, resp.Pos.LSN+1, p.hold && s.w.mutant != NoHold)
-		s.begun.Store(true)
+		s.begun = true
 		if err := s.tellBegin(p, resp.Pos); err != nil {
 			return err
 		}
 	}
-	s.w.note("source: attached in session %d at %v: %s (%d ranges)", s.snapshot().Session, resp.Pos, p.why, len(p.scan))
+	s.w.note("source: attached in session %d at %v: %s: %s (%d ranges)", s.snapshot().Session, resp.Pos, p.what, p.why, len(p.scan))
 	b := sess.Bind(&tap{s.eng, s.w.stream, s.w.fail, s.w.mutant}, resp.Channel, s.snapshot().Session, nil)
 	defer b.Unbind()
-	if p.what != "resync" && !p.resumed {
-		if err := s.settle(); err != nil {
-			return err
-		}
-	}
+	s.eng.OpenGate()
 	if err := s.catchUp(ctx, sess, p); err != nil {
 		return err
 	}
 	<-ctx.Done()
 	return context.Cause(ctx)
+}
+
+// recordPlan makes durable, before anything of the plan is done, the session it
+// raises and that it compares everything.
+func (s *source) recordPlan(p plan) error {
+	if p.whole {
+		if err := s.mustCompare(p.why); err != nil {
+			return err
+		}
+	}
+	if !p.raise || s.w.mutant == ReuseSession {
+		return nil
+	}
+	return s.update(func(f *sourceState) { f.Session++ })
 }
 
 // tellBegin tells the oracle of a session. What the images hold now, and what
@@ -331,18 +335,6 @@ func (s *source) tellBegin(p plan, base epoch.Pos) error {
 }
 
 var errLinkLost = errors.New("link lost")
-
-func sessionContext(sess *ship.Session, parent context.Context) context.Context {
-	ctx, cancel := context.WithCancel(parent)
-	go func() {
-		defer cancel()
-		select {
-		case <-sess.Done():
-		case <-parent.Done():
-		}
-	}()
-	return ctx
-}
 
 func (s *source) manifest() wire.Manifest {
 	m := wire.Manifest{Name: groupName, ID: groupID, Lineage: lineage, Session: s.snapshot().Session, Window: s.w.c.QueueBytes}
@@ -366,82 +358,70 @@ type plan struct {
 	hold   bool
 	scan   []ext4j.Range
 	hashes bool
-	// compare: everything is compared, for a reason that a restart must remember.
-	compare bool
-	// resumed: the end of a resync was on its way when the link was lost.
-	resumed bool
-	why     string
+	whole  bool // until its end, nothing vouches for the replica
+	why    string
 }
 
 func (s *source) plan(resp wire.AttachResponse) plan {
+	f := s.snapshot()
 	switch {
-	case s.begun.Load() && resp.Damaged == "" && s.eng.Resume(resp.Pos.LSN):
-		return s.planResumed()
-	case !s.snapshot().Complete && resp.Fresh && !s.begun.Load():
+	case s.begun && resp.Damaged == "" && s.eng.Resume(resp.Pos.LSN):
+		return s.planResumed(f)
+	case !f.Complete && resp.Fresh && !s.begun:
 		return plan{begin: true, what: "first sync", why: "the replica is new"}
-	case !s.snapshot().Complete || !resp.Complete:
-		return plan{begin: true, raise: s.begun.Load(), what: "first sync", hashes: true, why: "the first sync is taken up again"}
+	case !f.Complete || !resp.Complete:
+		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: f.Complete, why: "the first sync is taken up again"}
+	case resp.Damaged != "" && resp.Torn:
+		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: true, why: resp.Damaged}
 	case resp.Damaged != "":
 		return s.planCompare(resp.Damaged)
-	case s.begun.Load() && s.unfinished != nil && resp.Pos.LSN >= s.eng.Stats().Ack:
+	case s.begun && s.unfinished != nil && resp.Pos.LSN >= s.eng.Stats().Ack:
 		p := *s.unfinished
-		p.raise = true // no request was served meanwhile, unless everything is compared
+		p.raise, p.scan = true, append(ranges(s.log.Regions()), p.scan...)
 		return p
-	case s.begun.Load():
+	case s.begun:
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d", resp.Pos.LSN))
-	case s.snapshot().Compare != "" || s.forgetful != "":
-		return s.planCompare(s.snapshot().Compare + s.forgetful)
+	case f.Compare != "" || s.forgetful != "":
+		return s.planCompare(f.Compare + s.forgetful)
+	case s.behindFloor(resp.Pos):
+		return s.planCompare(fmt.Sprintf("the replica stands at %v and had acknowledged %v", resp.Pos, s.floor))
 	case s.clean != nil && s.clean.Pos == resp.Pos && resp.Complete:
 		return plan{begin: true, why: "both sites stopped at the same record"}
 	case s.clean != nil:
 		return s.planCompare("the clean mark is of another record")
-	case resp.Pos.LSN < s.witness && s.w.mutant != NoWitness:
-		return s.planCompare(fmt.Sprintf("the replica is at record %d, it had acknowledged %d", resp.Pos.LSN, s.witness))
 	default:
 		return plan{begin: true, hold: true, what: "resync", hashes: true, scan: s.active, why: "the source was not stopped cleanly"}
 	}
 }
 
-func (s *source) planResumed() plan {
-	if s.unfinished != nil {
-		return plan{resumed: true, why: "the resync's end is sent again"}
-	}
-	if s.snapshot().Complete {
+func (s *source) behindFloor(p epoch.Pos) bool {
+	f := s.floor
+	return (p.Session < f.Session || p.Session == f.Session && p.LSN < f.LSN) && s.w.mutant != NoFloor
+}
+
+func (s *source) planResumed(f sourceState) plan {
+	if f.Complete && f.Compare == "" || s.unfinished != nil {
 		return plan{why: "everything unacknowledged is sent again"}
 	}
 	return plan{what: "first sync", hashes: true, why: "the first sync goes on"}
 }
 
 func (s *source) planCompare(why string) plan {
-	return plan{begin: true, raise: s.begun.Load(), hold: true, what: "resync", hashes: true, compare: true, why: why, scan: s.eng.WholeRanges()}
+	return plan{begin: true, raise: s.begun, hold: true, what: "resync", hashes: true, whole: true, why: why, scan: s.eng.WholeRanges()}
 }
 
 func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan) error {
-	switch {
-	case p.resumed:
-		return s.endResync(ctx)
-	case p.what == "":
-		return nil
-	case p.what == "first sync":
+	switch p.what {
+	case "":
+		if p.begin {
+			s.log.Adopt(0) // both sites are equal: what an earlier life left there may leave without an acknowledgement
+		}
+		return s.endResumed(ctx)
+	case "first sync":
 		return s.firstSync(ctx, sess, p)
 	default:
 		return s.resync(ctx, sess, p)
 	}
-}
-
-// settle empties the active log of what an earlier life left there, once that
-// no longer matters, and lets requests through. Before that none has run, so
-// that nothing else is in it.
-func (s *source) settle() error {
-	if len(s.pins) > 0 {
-		if err := s.log.Clear(); err != nil {
-			s.eng.Fail(err)
-			return err
-		}
-		s.pins, s.active = nil, nil
-	}
-	s.eng.OpenGate()
-	return nil
 }
 
 func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) error {
@@ -461,19 +441,18 @@ func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) erro
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return err
 	}
-	if err := s.update(func(f *sourceState) { f.Complete = true }); err != nil {
+	if err := s.update(func(f *sourceState) { f.Complete, f.Compare = true, "" }); err != nil {
 		s.eng.Fail(err)
 		return err
 	}
 	s.w.protected.Store(true)
+	s.releasePins()
+	s.w.note("source: first sync in session %d has ended", s.snapshot().Session)
 	return nil
 }
 
 func (s *source) resync(ctx context.Context, sess *ship.Session, p plan) error {
 	s.unfinished = &p
-	if len(s.pins) == 0 {
-		s.eng.OpenGate() // the guest was served before: it may go on
-	}
 	scan := p.scan
 	if s.w.mutant == EarlyResync {
 		scan = scan[:len(scan)/2]
@@ -481,13 +460,24 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan) error {
 	if err := s.eng.Scan(ctx, scan, s.hasher(sess), nil); err != nil {
 		return err
 	}
-	return s.endResync(ctx)
-}
-
-func (s *source) endResync(ctx context.Context) error {
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return err
 	}
+	return s.resynced()
+}
+
+// endResumed ends a resync whose last records were on the way when the link was lost.
+func (s *source) endResumed(ctx context.Context) error {
+	if s.unfinished == nil {
+		return nil
+	}
+	if err := s.eng.AwaitAcked(ctx); err != nil {
+		return err
+	}
+	return s.resynced()
+}
+
+func (s *source) resynced() error {
 	if s.snapshot().Compare != "" {
 		if err := s.update(func(f *sourceState) { f.Compare = "" }); err != nil {
 			s.eng.Fail(err)
@@ -495,8 +485,15 @@ func (s *source) endResync(ctx context.Context) error {
 		}
 	}
 	s.clean, s.unfinished, s.forgetful = nil, nil, ""
+	s.releasePins()
 	s.w.note("source: resync in session %d has ended", s.snapshot().Session)
-	return s.settle()
+	return nil
+}
+
+// releasePins lets the regions that an earlier life left in the active log leave it.
+func (s *source) releasePins() {
+	s.log.Adopt(s.eng.CloseMark())
+	s.active = nil
 }
 
 func (s *source) hasher(sess *ship.Session) ext4j.Hasher {
@@ -535,44 +532,4 @@ func (i *tracked) Datasync() error {
 		return nil
 	}
 	return i.Image.Datasync()
-}
-
-// saveWitness is called before each write to the active log, which may take
-// regions out of it: they leave because the replica has acknowledged so much.
-func (s *source) saveWitness() error {
-	if s.eng == nil {
-		return nil
-	}
-	acked := s.eng.Stats().Ack
-	if !s.begun.Load() || acked == s.witness {
-		return nil
-	}
-	s.witness = acked
-	return saveJSON(s.fs, witnessFile, acked)
-}
-
-// witnessFS calls a function before each write to the active log.
-type witnessFS struct {
-	images.FS
-	before func() error
-}
-
-func (f witnessFS) Open(name string) (images.File, error) {
-	h, err := f.FS.Open(name)
-	if err == nil && name == activeLog {
-		h = witnessed{h, f.before}
-	}
-	return h, err
-}
-
-type witnessed struct {
-	images.File
-	before func() error
-}
-
-func (f witnessed) WriteAt(p []byte, off int64) (int, error) {
-	if err := f.before(); err != nil {
-		return 0, err
-	}
-	return f.File.WriteAt(p, off)
 }

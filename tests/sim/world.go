@@ -92,6 +92,7 @@ type World struct {
 	rotten  bool   // acknowledged epochs may have rotted in the spool
 	noticed bool   // and the replica has said so
 	killed  bool   // the source's last end left its page cache
+	hoard   bool   // a replica opened now applies nothing: its spool keeps everything
 }
 
 // NewWorld prepares both machines: empty images, nothing started.
