@@ -31,7 +31,9 @@ func killAt(t *testing.T, p *pair, step string) {
 		t.Fatalf("protect ended before %s: %v", step, err)
 	}
 	p.main.kill()
-	<-done
+	if err := <-done; err == nil {
+		t.Fatalf("protect ended well although the daemon was killed at %s", step)
+	}
 	p.main.host.setFault(nil)
 }
 
