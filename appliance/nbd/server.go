@@ -164,15 +164,18 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return l.Close()
 	}
 	defer s.wg.Done()
-	context.AfterFunc(ctx, func() { _ = l.Close() }) // Accept returns
+	// The listener goes before the clients: one that is dropped and dials again
+	// at once must wait for the next server, and not meet this one.
+	attached, drop := context.WithCancelCause(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { _ = l.Close(); drop(errClosing) }) // Accept returns
 	var conns sync.WaitGroup
-	err := s.accept(ctx, l, &conns)
+	err := s.accept(ctx, attached, l, &conns)
 	if ctx.Err() != nil {
 		err = nil
 	}
 	s.removeListener(l)
-	_ = l.Close()      // has to be over when Serve returns; closing twice does no harm
-	cancel(errClosing) // drops the clients
+	_ = l.Close() // has to be over when Serve returns; closing twice does no harm
+	drop(errClosing)
 	conns.Wait()
 	return err
 }
@@ -195,13 +198,13 @@ func (s *Server) removeListener(l net.Listener) {
 	delete(s.serving, l)
 }
 
-// accept starts connections, which end with ctx.
-func (s *Server) accept(ctx context.Context, l net.Listener, conns *sync.WaitGroup) error {
+// accept starts connections, which end with attached, until ctx ends.
+func (s *Server) accept(ctx, attached context.Context, l net.Listener, conns *sync.WaitGroup) error {
 	for pause := time.Duration(0); ; {
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			s.begin(ctx, nc, conns)
+			s.begin(attached, nc, conns)
 			continue
 		}
 		if !temporary(err) {
@@ -306,7 +309,7 @@ func (s *Server) others(c *conn) []*conn {
 	return slices.DeleteFunc(sortedConns(c.exp), func(o *conn) bool { return o == c })
 }
 
-// Close ends the server hard: listeners and sockets are closed at once,
+// Close ends the server hard: listeners and then sockets are closed at once,
 // running requests stay unanswered, so that clients send them again to the
 // next server. It returns when all goroutines have ended; a device that is
 // stalled must be told to return ErrGone first.
