@@ -16,6 +16,7 @@ import (
 
 	"kagami/appliance/config"
 	"kagami/appliance/control"
+	"kagami/appliance/nbd"
 	"kagami/appliance/pki"
 	"kagami/appliance/ship"
 	"kagami/ext4j/epoch"
@@ -35,6 +36,9 @@ type Daemon struct {
 	started time.Time
 	server  *replica.Server
 	links   map[string]*ship.Link // by peer site
+
+	// nbdMemory bounds the memory of the requests of all exports.
+	nbdMemory *nbd.Budget
 
 	// linkPatience is how long a command waits for a peer to be connected.
 	linkPatience time.Duration
@@ -64,7 +68,8 @@ func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logg
 // newDaemon makes a daemon that has touched nothing yet.
 func newDaemon(cfg *config.Config, release string, fsys images.FS, log *slog.Logger) *Daemon {
 	d := &Daemon{cfg: cfg, release: release, fs: fsys, log: log, started: time.Now(),
-		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, linkPatience: linkPatience}
+		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, linkPatience: linkPatience,
+		nbdMemory: nbd.NewBudget(nbdMemory)}
 	if cfg.Libvirt.Enabled {
 		d.dial = func(ctx context.Context) (Hypervisor, error) { return dialLibvirt(ctx, cfg.Libvirt.URI) }
 	}

@@ -19,8 +19,17 @@ type export struct {
 	wg     sync.WaitGroup
 }
 
-// newExport begins to listen; requests wait for the group's gate.
-func newExport(d *Daemon, group string, f diskFile, disk *ext4j.Disk, img *images.Image) (*export, error) {
+// Memory of NBD requests, bytes: of all exports of a daemon, and of those of one
+// group. A group that is stalled keeps its part for as long as it is; what it
+// cannot take is there for the others.
+const (
+	nbdMemory      = 256 << 20
+	nbdGroupMemory = 64 << 20
+)
+
+// newExport begins to listen; requests wait for the group's gate. memory is the
+// group's part.
+func newExport(d *Daemon, memory *nbd.Budget, group string, f diskFile, disk *ext4j.Disk, img *images.Image) (*export, error) {
 	gid, err := socketGroup(d.cfg.Libvirt.SocketGroup)
 	if err != nil {
 		return nil, err
@@ -29,7 +38,7 @@ func newExport(d *Daemon, group string, f diskFile, disk *ext4j.Disk, img *image
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", f.Socket, err)
 	}
-	x := &export{server: nbd.NewServer(nbd.Options{})}
+	x := &export{server: nbd.NewServer(nbd.Options{Budget: memory})}
 	err = x.server.Add(nbd.Export{Name: f.Name, Description: fmt.Sprintf("kagami %s/%s", group, f.Name), Device: &device{disk, img}})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("add export: %w", err), l.Close())

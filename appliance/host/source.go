@@ -206,12 +206,12 @@ func (s *source) begin() error {
 
 // serve puts every disk behind its socket. Requests wait for the gate.
 func (s *source) serve() error {
-	f := s.g.snapshot()
+	f, memory := s.g.snapshot(), s.g.d.nbdMemory.Part(nbdGroupMemory)
 	for _, d := range f.Disks {
 		s.g.mu.Lock()
 		img := s.g.images[d.Slot]
 		s.g.mu.Unlock()
-		x, err := newExport(s.g.d, s.g.name, d, s.eng.AddDisk(d.Slot, img), img)
+		x, err := newExport(s.g.d, memory, s.g.name, d, s.eng.AddDisk(d.Slot, img), img)
 		if err != nil {
 			return fmt.Errorf("export disk %s: %w", d.Name, err)
 		}

@@ -177,7 +177,7 @@ func (c *conn) admit(n int64) (charge int64, err error) {
 		if c.gone != nil {
 			return 0, c.gone
 		}
-		if c.running < c.srv.opts.MaxInFlight && c.srv.account.try(n) {
+		if c.running < c.srv.opts.MaxInFlight && c.srv.memory.try(n) {
 			break
 		}
 		if !waited { // what waits to be sent must not wait with us
@@ -209,7 +209,7 @@ func (c *conn) admitAlone(n int64) (charge int64, err error) {
 		return 0, nil
 	}
 	c.mu.Unlock()
-	err = c.srv.account.wait(c.ctx, n)
+	err = c.srv.memory.wait(c.ctx, n)
 	c.mu.Lock()
 	if err != nil {
 		return 0, fmt.Errorf("wait for memory: %w", context.Cause(c.ctx))
@@ -219,7 +219,7 @@ func (c *conn) admitAlone(n int64) (charge int64, err error) {
 
 // discharge ends what admit began.
 func (c *conn) discharge(charge int64) {
-	c.srv.account.give(charge)
+	c.srv.memory.give(charge)
 	c.mu.Lock()
 	c.running--
 	c.room.Signal()

@@ -45,7 +45,7 @@
 // A connection in haggling has a buffer of 16 KiB; the oldest one beyond
 // MaxHandshakes is dropped. In transmission it has that, one of 260 KiB once it sends that
 // much at a time, and one of 256 KiB while replies are waiting to be sent.
-// Requests that run beside the reader are charged against the server's share
+// Requests that run beside the reader are charged against the server's part
 // (MaxMemory) of a Budget that servers can have in common, and never before
 // their payload has arrived: a client that announces 32 MiB and stalls holds
 // nothing but its own buffer. When the budget is exhausted a connection goes
@@ -55,8 +55,10 @@
 //
 // # Trust
 //
-// Every client of a Server sees all its exports and shares its limits: use one
-// Server per domain of trust (a VM), with the Budget in common.
+// Every client of a Server sees all its exports and shares its limits: use
+// Servers of its own for each domain of trust (a VM), with a Part of one Budget
+// in common. A Part smaller than the whole leaves something to the others
+// however long its servers keep what they have.
 //
 // # Locks
 //

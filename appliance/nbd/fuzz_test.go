@@ -105,7 +105,7 @@ func FuzzServer(f *testing.F) {
 		if d.clients() != 0 {
 			t.Error("Opened and Closed do not match")
 		}
-		if n := int64(MaxPayload); !s.account.try(n) {
+		if n := int64(MaxPayload); !s.memory.try(n) {
 			t.Error("memory was not given back")
 		}
 		parseOutput(t, nc.out.Bytes())

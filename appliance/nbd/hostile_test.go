@@ -141,10 +141,10 @@ func TestStallingWriters(t *testing.T) {
 		c.ok(write(0, p, cmdFUA))
 		c.ok(read(0, 2<<20)) // not fragmented: needs its turn of the budget
 	}
-	if !s.account.try(MaxPayload) {
+	if !s.memory.try(MaxPayload) {
 		t.Error("stalling writers hold the budget")
 	} else {
-		s.account.give(MaxPayload)
+		s.memory.give(MaxPayload)
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
@@ -192,13 +192,56 @@ func TestStalledDeviceDoesNotStarveOthers(t *testing.T) {
 	open()
 }
 
+// TestHogOfAPartLeavesTheRest: one VM's device is stalled, and its clients fill
+// all that the VM may have, through two servers. Another VM's reads that must
+// not be fragmented, which no reserve serves, go on.
+func TestHogOfAPartLeavesTheRest(t *testing.T) {
+	floor := int64(MaxPayload + maxHead + requestCost)
+	whole := NewBudget(2 * floor)
+	part := whole.Part(floor)
+	release, well := make(chan struct{}), newRAM(t, 4<<20)
+	var hogs []*client
+	for range 2 {
+		stalled := newRAM(t, 64<<20)
+		stalled.history, stalled.calls = nil, nil
+		stalled.stall.Store(true)
+		stalled.hook = func(string, int64, int64) error { <-release; return nil }
+		_, path := serve(t, Options{Budget: part}, Export{Device: stalled})
+		hogs = append(hogs, attach(t, path, "", true))
+	}
+	open := opener(t, release)
+	_, path := serve(t, Options{Budget: whole.Part(floor)}, Export{Device: well})
+	for _, hog := range hogs {
+		go func() { // fills the part, then blocks
+			for i := range 200 {
+				r, p := write(uint64(i*maxPiece), make([]byte, maxPiece), 0)
+				if _, err := hog.nc.Write(requestBytes(r, p)); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	eventually(t, "part exhausted", func() bool {
+		ok := part.try(maxPiece + requestCost)
+		if ok {
+			part.give(maxPiece + requestCost)
+		}
+		return !ok
+	})
+	c := attach(t, path, "", false)
+	for range 4 {
+		c.ok(read(0, 4<<20))
+	}
+	open()
+}
+
 // TestLargeReadWaitsForBudget: it is served when memory comes back, and given
 // up when the client goes.
 func TestLargeReadWaitsForBudget(t *testing.T) {
 	d := newRAM(t, 4<<20)
 	s, path := serve(t, Options{MaxMemory: 1}, Export{Device: d})
 	all := int64(MaxPayload + maxHead + requestCost)
-	if !s.account.try(all) {
+	if !s.memory.try(all) {
 		t.Fatal("memory is in use")
 	}
 	goes, stays := attach(t, path, "", false), attach(t, path, "", false)
@@ -217,12 +260,12 @@ func TestLargeReadWaitsForBudget(t *testing.T) {
 		return n == 2 && d.clients() == 2
 	})
 	must(t, goes.nc.Close())
-	s.account.give(all)
+	s.memory.give(all)
 	if r := stays.receive(1 << 20); r.errno != 0 {
 		t.Fatalf("%+v", r)
 	}
 	eventually(t, "gone", func() bool { return d.clients() == 1 })
-	if !s.account.try(all) {
+	if !s.memory.try(all) {
 		t.Error("memory was not given back")
 	}
 	last := attach(t, path, "", false)
@@ -308,10 +351,10 @@ func TestRandomDisconnects(t *testing.T) {
 	}
 	wg.Wait()
 	eventually(t, "all gone", func() bool { return d.clients() == 0 })
-	if !s.account.try(MaxPayload) {
+	if !s.memory.try(MaxPayload) {
 		t.Error("part of the budget was not given back")
 	} else {
-		s.account.give(MaxPayload)
+		s.memory.give(MaxPayload)
 	}
 	s.Close()
 	settle(t, before+1) // Serve's caller

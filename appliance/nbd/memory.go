@@ -60,48 +60,54 @@ func (b *buffer) release() {
 	}
 }
 
-// Budget bounds the memory of the requests of several servers, bytes.
+// Budget bounds the memory of the requests of several servers, bytes. One that
+// is part of another is charged there too.
 type Budget struct {
-	sem *semaphore.Weighted
+	sem   *semaphore.Weighted
+	whole *Budget // nil: it is no part
 }
 
 // NewBudget makes a budget. It holds at least the largest request.
 func NewBudget(bytes int64) *Budget {
-	return &Budget{semaphore.NewWeighted(max(bytes, MaxPayload+maxHead+requestCost))}
+	return &Budget{sem: semaphore.NewWeighted(max(bytes, MaxPayload+maxHead+requestCost))}
 }
 
-// account is one server's share of a budget.
-type account struct {
-	share  *Budget
-	budget *Budget
+// Part makes a budget of at most so many bytes of b, and at least the largest
+// request: what the servers of one domain of trust have in common.
+func (b *Budget) Part(bytes int64) *Budget {
+	p := NewBudget(bytes)
+	p.whole = b
+	return p
 }
 
-func (a account) try(n int64) bool {
-	if !a.share.sem.TryAcquire(n) {
+func (b *Budget) try(n int64) bool {
+	if !b.sem.TryAcquire(n) {
 		return false
 	}
-	if !a.budget.sem.TryAcquire(n) {
-		a.share.sem.Release(n)
+	if b.whole != nil && !b.whole.try(n) {
+		b.sem.Release(n)
 		return false
 	}
 	return true
 }
 
 // wait waits for its turn; others go on with their reserves meanwhile.
-func (a account) wait(ctx context.Context, n int64) error {
-	if err := a.share.sem.Acquire(ctx, n); err != nil {
+func (b *Budget) wait(ctx context.Context, n int64) error {
+	if err := b.sem.Acquire(ctx, n); err != nil {
 		return err
 	}
-	if err := a.budget.sem.Acquire(ctx, n); err != nil {
-		a.share.sem.Release(n)
-		return err
+	if b.whole == nil {
+		return nil
 	}
-	return nil
+	err := b.whole.wait(ctx, n)
+	if err != nil {
+		b.sem.Release(n)
+	}
+	return err
 }
 
-func (a account) give(n int64) {
-	if n > 0 {
-		a.share.sem.Release(n)
-		a.budget.sem.Release(n)
+func (b *Budget) give(n int64) {
+	for ; n > 0 && b != nil; b = b.whole {
+		b.sem.Release(n)
 	}
 }

@@ -38,18 +38,20 @@ func TestGetBuffer(t *testing.T) {
 	}
 }
 
-func TestAccount(t *testing.T) {
+// TestBudgetParts: a part is bounded by itself and by the whole, at any depth;
+// what was taken of one and not of the other comes back.
+func TestBudgetParts(t *testing.T) {
 	floor := int64(MaxPayload + maxHead + requestCost)
-	budget := NewBudget(2 * floor)
-	a, b := account{NewBudget(floor), budget}, account{NewBudget(2 * floor), budget}
+	whole := NewBudget(2 * floor)
+	a, b := whole.Part(floor).Part(2*floor), whole.Part(2*floor)
 	if !a.try(floor) || a.try(1) {
-		t.Fatal("the share does not bind")
+		t.Fatal("the part does not bind")
 	}
 	if !b.try(floor) || b.try(1) {
-		t.Fatal("the budget does not bind")
+		t.Fatal("the whole does not bind")
 	}
 	a.give(floor)
-	if !b.try(1) { // and the share was given back by the try that failed
+	if !b.try(1) { // and its own part was given back by the try that failed
 		t.Fatal("nothing came back")
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -21,7 +21,7 @@ type Options struct {
 	Log *slog.Logger // why connections ended; nil: nowhere
 	// Budget bounds memory in common with other servers; nil: one of this server's own.
 	Budget *Budget
-	// MaxMemory is this server's share of the budget, bytes; default 64 MiB.
+	// MaxMemory is the most this server takes of it, bytes; default 64 MiB.
 	MaxMemory int64
 	// MaxClients is how many connections may be in transmission; default 64. One
 	// that was lost counts until its last request has returned.
@@ -56,9 +56,9 @@ func (o Options) withDefaults() Options {
 
 // Server serves exports on any number of listeners.
 type Server struct {
-	opts    Options
-	account account
-	wg      sync.WaitGroup // running Serve calls
+	opts   Options
+	memory *Budget
+	wg     sync.WaitGroup // running Serve calls
 
 	mu         sync.Mutex
 	closed     bool
@@ -73,9 +73,9 @@ type Server struct {
 func NewServer(opts Options) *Server {
 	opts = opts.withDefaults()
 	return &Server{
-		opts:    opts,
-		account: account{share: NewBudget(opts.MaxMemory), budget: opts.Budget},
-		byName:  map[string]*export{}, serving: map[net.Listener]context.CancelCauseFunc{},
+		opts:   opts,
+		memory: opts.Budget.Part(opts.MaxMemory),
+		byName: map[string]*export{}, serving: map[net.Listener]context.CancelCauseFunc{},
 	}
 }
 
