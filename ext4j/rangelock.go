@@ -1,12 +1,17 @@
 package ext4j
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
-// rangeLock excludes overlapping writers of one disk. Waiters are few: an NBD
-// connection has a bounded number of requests in flight.
+// rangeLock excludes overlapping writers of one disk. Those that overlap get it
+// in the order in which they came, so that a large range is not passed by one
+// small one after another. Nobody may ask for a second range while holding one.
+// Waiters are few: an NBD connection has a bounded number of requests in flight.
 type rangeLock struct {
-	mu   sync.Mutex
-	held []*heldRange
+	mu    sync.Mutex
+	queue []*heldRange // held or waited for, in order of arrival
 }
 
 type heldRange struct {
@@ -14,42 +19,29 @@ type heldRange struct {
 	free     chan struct{} // closed when the range is released
 }
 
-// lock waits until no held range overlaps [off, off+n), then holds it.
+// lock waits until every range that overlaps [off, off+n) and came before is
+// released, then holds it.
 func (l *rangeLock) lock(off, n int64) *heldRange {
 	r := &heldRange{off: off, end: off + n, free: make(chan struct{})}
-	for {
-		l.mu.Lock()
-		blocker := l.overlapping(r)
-		if blocker == nil {
-			l.held = append(l.held, r)
-			l.mu.Unlock()
-			return r
-		}
-		l.mu.Unlock()
-		<-blocker.free
-	}
-}
-
-func (l *rangeLock) overlapping(r *heldRange) *heldRange {
-	for _, h := range l.held {
+	l.mu.Lock()
+	var before []*heldRange
+	for _, h := range l.queue {
 		if h.off < r.end && r.off < h.end {
-			return h
+			before = append(before, h)
 		}
 	}
-	return nil
+	l.queue = append(l.queue, r)
+	l.mu.Unlock()
+	for _, h := range before {
+		<-h.free
+	}
+	return r
 }
 
 func (l *rangeLock) unlock(r *heldRange) {
 	l.mu.Lock()
-	for i, h := range l.held {
-		if h == r {
-			last := len(l.held) - 1
-			l.held[i] = l.held[last]
-			l.held[last] = nil
-			l.held = l.held[:last]
-			break
-		}
-	}
+	i := slices.Index(l.queue, r)
+	l.queue = slices.Delete(l.queue, i, i+1)
 	l.mu.Unlock()
 	close(r.free)
 }

@@ -3,6 +3,7 @@ package ext4j
 import (
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,8 +43,8 @@ func TestRangeLockExcludes(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if len(l.held) != 0 {
-				t.Errorf("seed %d: %d ranges are still held", seed, len(l.held))
+			if len(l.queue) != 0 {
+				t.Errorf("seed %d: %d ranges are still held", seed, len(l.queue))
 			}
 		})
 	}
@@ -56,4 +57,35 @@ func TestRangeLockApart(t *testing.T) {
 	l.unlock(b)
 	l.unlock(a)
 	l.unlock(c)
+}
+
+// TestRangeLockIsFair: a large range beside small ones that never leave it
+// free as a whole waits for those that came before it and for no other.
+func TestRangeLockIsFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l rangeLock
+		const small = 4
+		var wg sync.WaitGroup
+		var ended atomic.Bool
+		for w := range int64(small) {
+			wg.Go(func() {
+				time.Sleep(time.Duration(w) * time.Second)
+				for range 100 { // held all the time but for a moment
+					h := l.lock(10*w, 10)
+					time.Sleep(small * time.Second)
+					l.unlock(h)
+				}
+				ended.Store(true)
+			})
+		}
+		time.Sleep(10 * time.Second)
+		began := time.Now()
+		h := l.lock(0, 10*small)
+		if waited := time.Since(began); waited > small*time.Second || ended.Load() {
+			t.Errorf("the large range waited for %v", waited)
+		}
+		synctest.Wait()
+		l.unlock(h)
+		wg.Wait()
+	})
 }
