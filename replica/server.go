@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,6 +55,8 @@ const (
 	maxConnsPerLink = 33
 	maxHandshakes   = 128
 	maxCalls        = 8 // requests of one link that run at a time
+	// handshakeTime is the most that a connection may take to be known, and less if Timeout is.
+	handshakeTime = 10 * time.Second
 )
 
 // Server accepts the connections of peers that replicate to this site.
@@ -63,9 +66,10 @@ type Server struct {
 	// links by id; a link is there from its control connection's welcome to its end.
 	links map[epoch.UUID]*link
 	conns map[net.Conn]struct{} // all open ones, to be closed by Close
-	done  bool
-	wg    sync.WaitGroup
-	slots chan struct{}
+	// unknown are those that may be anybody's as yet, oldest first.
+	unknown []net.Conn
+	done    bool
+	wg      sync.WaitGroup
 }
 
 // NewServer makes a server.
@@ -73,22 +77,23 @@ func NewServer(o ServerOptions) *Server {
 	if o.Event == nil {
 		o.Event = func(string) {}
 	}
-	return &Server{o: o, links: map[epoch.UUID]*link{}, conns: map[net.Conn]struct{}{}, slots: make(chan struct{}, maxHandshakes)}
+	return &Server{o: o, links: map[epoch.UUID]*link{}, conns: map[net.Conn]struct{}{}}
 }
 
 // Serve accepts connections until the listener is closed.
 func (s *Server) Serve(l net.Listener) error {
 	for {
 		c, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) {
+		switch {
+		case errors.Is(err, net.ErrClosed):
 			return nil
-		}
-		if err != nil {
+		case err != nil && temporary(err):
+			time.Sleep(acceptPause)
+			continue
+		case err != nil:
 			return fmt.Errorf("accept peer connection: %w", err)
 		}
-		s.slots <- struct{}{} // bounds the connections that are not yet known to be a peer's
 		if !s.track(c) {
-			<-s.slots
 			continue
 		}
 		go func() {
@@ -108,7 +113,22 @@ func (s *Server) track(c net.Conn) bool {
 	}
 	s.conns[c] = struct{}{}
 	s.wg.Add(1)
+	s.unknown = append(s.unknown, c)
+	if len(s.unknown) > maxHandshakes {
+		i := crowd(s.unknown)
+		_ = s.unknown[i].Close() // its goroutine ends with that
+		s.unknown = slices.Delete(s.unknown, i, i+1)
+	}
 	return true
+}
+
+// known takes a connection out of those in the handshake.
+func (s *Server) known(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.unknown, c); i >= 0 {
+		s.unknown = slices.Delete(s.unknown, i, i+1)
+	}
 }
 
 func (s *Server) untrack(c net.Conn) {
@@ -145,7 +165,7 @@ func (s *Server) Sites() []string {
 func (s *Server) serve(c net.Conn) {
 	raw := c
 	peer, c, hello, err := s.handshake(raw)
-	<-s.slots
+	s.known(raw)
 	if err != nil {
 		s.o.Event(fmt.Sprintf("connection from %s refused: %v", raw.RemoteAddr(), err))
 		return
@@ -175,11 +195,12 @@ func (s *Server) serve(c net.Conn) {
 	}
 }
 
-// handshake learns who the peer is and reads its hello, both within Timeout.
+// handshake learns who the peer is and reads its hello, both within handshakeTime.
 func (s *Server) handshake(raw net.Conn) (peer Peer, c net.Conn, h wire.Hello, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.o.Timeout)
+	patience := min(s.o.Timeout, handshakeTime)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := raw.SetDeadline(time.Now().Add(s.o.Timeout)); err != nil {
+	if err := raw.SetDeadline(time.Now().Add(patience)); err != nil {
 		return nil, nil, h, fmt.Errorf("set deadline: %w", err)
 	}
 	if peer, c, err = s.o.Backend.Identify(ctx, raw); err != nil {
