@@ -114,12 +114,17 @@ func takeRestMark(img *images.Image) (changed bool, err error) {
 }
 
 // makeReplica makes the group that a source asks for: folder, sparse images,
-// then the group file, whose presence makes it real. What a broken-off attempt
-// left is put aside. With an error comes what has been made.
+// then the group file, whose presence makes it real. Images that a broken-off
+// attempt left are put aside. State without a group file is debris: a removal
+// that was broken off leaves spool and applied mark, which would vouch for
+// images that are empty now. With an error comes what has been made.
 func (d *Daemon) makeReplica(m wire.Manifest, site string) (*group, error) {
 	f := &groupFile{Version: groupFileVersion, Name: m.Name, ID: m.ID, Role: RoleReplica, Peer: site, VM: m.VM,
 		Lineage: m.Lineage, Past: m.Past, Session: m.Session}
 	g := newGroup(d, f)
+	if err := removeTree(d.fs, g.dir); err != nil { // durable with the group file
+		return g, fmt.Errorf("remove what is left of an earlier group %s: %w", m.Name, err)
+	}
 	if err := d.fs.MkdirAll(g.dir, 0o700); err != nil {
 		return g, fmt.Errorf("make group folder: %w", err)
 	}
