@@ -1,11 +1,13 @@
 package stage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -91,7 +93,7 @@ func (s *Site) PowerLoss(ctx context.Context) error {
 		return fmt.Errorf("site %s has no disk of its own", s.Name)
 	}
 	if s.daemon != nil {
-		if err := s.daemon.Process.Signal(syscall.SIGSTOP); err != nil {
+		if err := freeze(ctx, s.daemon.Process.Pid); err != nil {
 			return fmt.Errorf("stop daemon of site %s: %w", s.Name, err)
 		}
 	}
@@ -102,6 +104,53 @@ func (s *Site) PowerLoss(ctx context.Context) error {
 		return err
 	}
 	return s.mount(ctx)
+}
+
+// freeze stops a process and waits until none of its threads runs: one that
+// waits for the disk stops before it sees the answer.
+func freeze(ctx context.Context, pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for {
+		running, err := runningThreads(pid)
+		if err != nil || running == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d threads still run: %w", running, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// runningThreads counts a process's threads that are neither stopped nor in an
+// uninterruptible wait: the state in /proc/PID/task/TID/stat (proc(5)).
+func runningThreads(pid int) (int, error) {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, name := range stats {
+		b, err := os.ReadFile(name)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // the thread has ended
+		}
+		if err != nil {
+			return 0, err
+		}
+		// pid (name) state …; the name may hold anything.
+		_, after, ok := strings.Cut(string(b[bytes.LastIndexByte(b, ')')+1:]), " ")
+		if !ok || after == "" {
+			return 0, fmt.Errorf("%s: unexpected %q", name, b)
+		}
+		if !strings.ContainsRune("TtDZX", rune(after[0])) {
+			n++
+		}
+	}
+	return n, nil
 }
 
 func (s *Site) shutdown() error {
