@@ -65,6 +65,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 			return err
 		}
 	}
+	s.fitSpool(resp.SpoolBytes)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.wg.Go(func() {
@@ -317,7 +318,7 @@ func (s *source) endFirstSync(ctx context.Context) error {
 // up: the replica keeps its old point, and the alarm says what to do.
 func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool int64) error {
 	s.unfinished = &p
-	budget, began := uint64(spool/4*3), s.eng.Stats().ResyncBytes
+	budget, began := uint64(resyncRoom(spool)), s.eng.Stats().ResyncBytes
 	scanCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	err := s.scan(scanCtx, p.what, p.scan, s.hasher(sess), func() {

@@ -236,6 +236,16 @@ func (l *Log) Adopt(last epoch.LSN) {
 	l.ask()
 }
 
+// Limit bounds the set to so many regions, at most MaxRegions, from now on.
+// While it holds more, none is added. The largest range that is acquired must fit.
+func (l *Log) Limit(regions int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.set.max = max(1, min(regions, l.o.MaxRegions))
+	l.progress()
+	l.ask()
+}
+
 // Acked says that the replica acknowledged everything at or below lsn.
 func (l *Log) Acked(lsn epoch.LSN) {
 	l.mu.Lock()

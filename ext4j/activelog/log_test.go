@@ -65,6 +65,44 @@ func asked(l *Log) bool {
 	}
 }
 
+// TestLimit: the bound of the set may be lowered while it is full, and raised
+// again; it is never above MaxRegions.
+func TestLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := open(t, fault.NewFS(1), 4)
+		ctx := t.Context()
+		use := func(first, n int64) {
+			must(t, l.Acquire(ctx, 0, first*4096, n*4096))
+			l.Release(0, first*4096, n*4096, 1)
+		}
+		settle := func() { l.SyncEnd(0, l.SyncBegin(0)) }
+		l.Acked(1)
+		use(0, 4)
+		l.Limit(2)
+		c := async(ctx, l, 4, 1)
+		waits(t, c) // three have to go
+		settle()
+		returns(t, c, nil)
+		if n := l.Count(); n > 2 {
+			t.Errorf("%d regions, the limit is 2", n)
+		}
+		c = async(ctx, l, 5, 2) // one is pinned
+		waits(t, c)
+		l.Limit(1000)
+		returns(t, c, nil)
+		c = async(ctx, l, 7, 2) // three are pinned
+		waits(t, c)
+		l.Release(0, 4*4096, 3*4096, 1)
+		settle()
+		returns(t, c, nil)
+		if n := l.Count(); n > 4 {
+			t.Errorf("%d regions, MaxRegions is 4", n)
+		}
+		l.Release(0, 7*4096, 2*4096, 1)
+		must(t, l.Close())
+	})
+}
+
 // TestLeaving: a region leaves only when it is unpinned, acknowledged, and
 // synced by an fdatasync that began after its release.
 func TestLeaving(t *testing.T) {

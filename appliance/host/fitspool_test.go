@@ -1,0 +1,63 @@
+package host
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"kagami/ext4j/activelog"
+	"kagami/images"
+)
+
+// TestActiveLogFitsTheSpool: the replica's spool is smaller than what this
+// site's active log may name. After a crash here all that the log names
+// differs, and the resync fits all the same.
+func TestActiveLogFitsTheSpool(t *testing.T) {
+	p := newPair(t)
+	p.dr.extra = `limits:
+  queue_bytes: 1MiB
+  inflight_bytes: 1MiB
+  spool_bytes: 9MiB
+  segment_bytes: 1MiB
+  active_log_bytes: 4MiB
+  epoch_bytes: 256KiB
+  apply_bytes: 1MiB
+  epoch_age: 50ms
+  apply_age: 50ms
+  heartbeat: 100ms
+  link_timeout: 2s
+`
+	p.up()
+	const size = 14 << 20
+	vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, size)})
+	p.main.mustProtect(testVM)
+	for off := int64(0); off < size; off += 1 << 20 {
+		must(t, vm.disk("vda").write(randomBytes(uint64(off), 4096), off))
+	}
+	if g := p.main.group(testVM); len(g.Alarms) > 0 || !strings.Contains(p.main.log.String(), "the active log is bounded to") {
+		t.Errorf("nothing is said of it, or too much: %v", g.Alarms)
+	}
+	p.main.kill()
+
+	dir := p.main.path("state", "groups", testVM)
+	f, err := loadGroupFile(images.OS{}, dir)
+	must(t, err)
+	image := p.main.path("state", "images", testVM, "vda.raw")
+	b := readFile(t, image)
+	log, regions, err := activelog.Open(images.OS{}, dir+"/active.log", activelog.Options{Group: f.ID, RegionBytes: regionBytes, MaxRegions: 16})
+	must(t, err)
+	must(t, log.Close())
+	if n := int64(len(regions)); n == 0 || n*regionBytes > resyncRoom(9<<20) {
+		t.Errorf("the log names %d regions, %d bytes of them fit the replica's spool", n, resyncRoom(9<<20))
+	}
+	for _, r := range regions {
+		copy(b[r.Index*regionBytes:(r.Index+1)*regionBytes], randomBytes(99+r.Index, regionBytes))
+	}
+	must(t, os.WriteFile(image, b, 0o600))
+
+	p.start(p.main, p.dr)
+	if g := p.main.awaitState(testVM, "streaming"); len(g.Alarms) > 0 {
+		t.Errorf("alarms: %v", g.Alarms)
+	}
+	sameAtReplica(t, p, vm)
+}
