@@ -306,7 +306,7 @@ func (s *source) endFirstSync(ctx context.Context) error {
 		s.eng.Fail(err)
 		return err
 	}
-	s.empty = false
+	s.empty, s.clean, s.unfinished = false, nil, nil // a resync that this one took the place of is no more
 	s.releasePins()
 	closeOnce(s.complete)
 	s.g.input(SyncEnded, "the replica is a complete copy")
