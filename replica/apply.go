@@ -9,7 +9,6 @@ import (
 
 	"kagami/ext4j/epoch"
 	"kagami/replica/spool"
-	"kagami/replica/wire"
 )
 
 // applyTick is how often the apply loop looks at the age of what is spooled,
@@ -144,22 +143,7 @@ func (g *Group) published(b batch, done bool) error {
 	g.mu.Lock()
 	g.applied, g.appliedC, g.since = b.end, done, time.Time{}
 	g.counters.Applies++
-	var err error
-	if g.full {
-		g.full = false
-		err = g.storePending()
-	}
-	ch := g.channel
-	g.ackLocked()
-	g.mu.Unlock()
-	if errors.Is(err, wire.ErrProtocol) && ch != nil {
-		ch.Drop(err)
-		return nil
-	}
-	if err != nil {
-		return g.fail(err)
-	}
-	return nil
+	return g.resume(&g.full)
 }
 
 // applyFailed decides what a failure before the mark means. A full disk is
@@ -209,7 +193,7 @@ func (g *Group) fallBack(d damage) (*Channel, error) {
 	ch := g.channel
 	g.channel = nil
 	clear(g.pending)
-	g.waiting, g.full = 0, false
+	g.waiting, g.full, g.unready = 0, false, false
 	if err := g.spool.Reset(g.applied.LSN); err != nil {
 		return nil, fmt.Errorf("reset damaged spool: %w", err)
 	}

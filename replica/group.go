@@ -85,6 +85,7 @@ type Group struct {
 	waiting  int64                        // bytes in pending
 	window   int64
 	full     bool // the spool had no room for expect
+	unready  bool // the spool's segment for expect is being prepared
 	commitAt epoch.LSN
 	unacked  int64 // bytes appended since the last ack
 	durable  epoch.Pos
@@ -103,6 +104,7 @@ type Group struct {
 	counters Counters
 	closing  bool
 	kick     chan struct{} // one token: look whether to apply
+	ready    chan struct{} // one token: the spool has a segment; see resumeLoop
 	wg       sync.WaitGroup
 }
 
@@ -121,7 +123,7 @@ type Counters struct {
 // Open recovers a group from its folder and starts its goroutines.
 func Open(o Options) (*Group, error) {
 	g := &Group{o: o, lineage: o.Lineage, session: o.Session, fresh: o.Fresh,
-		pending: map[epoch.LSN][]epoch.Record{}, kick: make(chan struct{}, 1)}
+		pending: map[epoch.LSN][]epoch.Record{}, kick: make(chan struct{}, 1), ready: make(chan struct{}, 1)}
 	g.cond = sync.NewCond(&g.mu)
 	if g.o.Event == nil {
 		g.o.Event = func(string) {}
@@ -129,9 +131,10 @@ func Open(o Options) (*Group, error) {
 	if err := g.recover(); err != nil {
 		return nil, err
 	}
-	g.wg.Add(2)
+	g.wg.Add(3)
 	go g.commitLoop()
 	go g.applyLoop()
+	go g.resumeLoop()
 	g.nudge()
 	return g, nil
 }
@@ -152,7 +155,7 @@ func (g *Group) recover() error {
 	}
 	m := mark.Load()
 	sp, rec, err := spool.Open(spool.Options{FS: g.o.FS, Dir: g.o.Dir + "/spool", Group: g.o.ID,
-		SegmentBytes: g.o.Limits.SegmentBytes, MaxBytes: g.o.Limits.SpoolBytes, Inflate: g.o.Codec.Inflate}, m.Pos.LSN)
+		SegmentBytes: g.o.Limits.SegmentBytes, MaxBytes: g.o.Limits.SpoolBytes, Inflate: g.o.Codec.Inflate, Ready: g.segmentReady}, m.Pos.LSN)
 	if err != nil {
 		return errors.Join(fmt.Errorf("open spool: %w", err), mark.Close(), redoing.Close())
 	}
@@ -210,6 +213,7 @@ func (g *Group) Close() error {
 	g.cond.Broadcast()
 	g.mu.Unlock()
 	g.nudge()
+	g.segmentReady()
 	g.wg.Wait()
 	return g.closeFiles()
 }

@@ -94,7 +94,7 @@ func (g *Group) endStream() error {
 	g.mu.Lock()
 	g.channel = nil
 	clear(g.pending)
-	g.waiting, g.full = 0, false
+	g.waiting, g.full, g.unready = 0, false, false
 	g.mu.Unlock()
 	g.committing.Lock()
 	defer g.committing.Unlock()
@@ -141,7 +141,7 @@ func (g *Group) arrange(recs []epoch.Record) error {
 		g.ackLocked() // the source counts them as in flight until it hears of them
 		return nil
 	}
-	if recs[0].LSN > g.expect || g.full {
+	if recs[0].LSN > g.expect || g.full || g.unready {
 		return g.setAside(recs)
 	}
 	if err := g.store(recs); err != nil {
@@ -175,7 +175,7 @@ func sizeOf(recs []epoch.Record) (n int64) {
 // storePending spools what has become due. After a connection was replaced,
 // runs may overlap: any run that begins at or before expect is looked at.
 func (g *Group) storePending() error {
-	for !g.full {
+	for !g.full && !g.unready {
 		recs, ok := g.pending[g.expect]
 		first := g.expect
 		if !ok {
@@ -210,7 +210,9 @@ func (g *Group) overlapping() (epoch.LSN, bool) {
 // resync, whose epoch does not end, the source may go on only when it hears.
 const ackEvery = 256 << 10
 
-// store appends due records to the spool. When it is full the rest waits.
+// store appends due records to the spool. When it is full, or its next segment
+// is not ready, the rest waits: not here, for the connection carries other
+// groups' records too.
 func (g *Group) store(recs []epoch.Record) error {
 	for i := range recs {
 		r := &recs[i]
@@ -222,6 +224,11 @@ func (g *Group) store(recs []epoch.Record) error {
 			g.full = true
 			g.ackLocked()
 			g.nudge()
+			return g.setAside(recs[i:])
+		}
+		if errors.Is(err, spool.ErrNotReady) {
+			g.unready = true
+			g.ackLocked()
 			return g.setAside(recs[i:])
 		}
 		if err != nil {
@@ -285,6 +292,9 @@ func (g *Group) ackLocked() {
 	var flags uint32
 	if g.full {
 		flags |= wire.AckSpoolFull
+	}
+	if g.unready {
+		flags |= wire.AckSpoolWaits
 	}
 	g.channel.Ack(flags, g.session, g.expect-1, g.durable.LSN, g.applied.LSN)
 }

@@ -220,6 +220,16 @@ func (s *site) receive(recs []epoch.Record) {
 	if err := s.g.Receive(s.ch, recs[0].Session, recs); err != nil {
 		s.t.Fatal(err)
 	}
+	for s.unready() {
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+// unready tells whether records wait for a segment of the spool.
+func (s *site) unready() bool {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	return s.g.unready && s.g.err == nil
 }
 
 // holds compares the images with what a stream gives.

@@ -195,7 +195,7 @@ func (s *Session) acked(a wire.Ack) error {
 	}
 	clear(b.frames[len(kept):])
 	b.frames, b.last, b.seen = kept, a, time.Now()
-	s.setFullLocked(b, a.Flags&wire.AckSpoolFull != 0)
+	s.setFullLocked(b, a.Flags&(wire.AckSpoolFull|wire.AckSpoolWaits) != 0)
 	s.cond.Broadcast()
 	s.mu.Unlock()
 	if err := b.src.Acked(a.Session, a.Received, a.Durable); err != nil {

@@ -11,7 +11,7 @@ import (
 // must follow the last one; only the first append to an empty spool may have
 // any LSN above applied. Lineage and session may change only between epochs.
 //
-// Errors: ErrFull and ErrOrder (wrapped) and those of an impossible record
+// Errors: ErrFull, ErrNotReady and ErrOrder (wrapped) and those of an impossible record
 // leave the spool as it was; any other is final.
 func (sp *Spool) Append(rec *epoch.Record, codec uint8, stored []byte) error {
 	sp.appendMu.Lock()

@@ -148,7 +148,7 @@ func (sp *Spool) keeper() {
 // tidy has the keeper remove what is too many. Called with mu held; inline it
 // gives mu up meanwhile.
 func (sp *Spool) tidy() {
-	sp.cond.Broadcast()
+	sp.slotsChanged()
 	for sp.o.Inline && sp.err == nil && sp.removeOne() {
 	}
 }
@@ -214,7 +214,16 @@ func (sp *Spool) prepare() {
 			_ = sp.failLocked(err) // takeSlot returns it
 		}
 	}
+	sp.slotsChanged()
+}
+
+// slotsChanged has those look again who wait for a slot. Called with mu held.
+func (sp *Spool) slotsChanged() {
 	sp.cond.Broadcast()
+	if sp.wanted {
+		sp.wanted = false
+		sp.o.Ready()
+	}
 }
 
 func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
@@ -271,11 +280,11 @@ func (sp *Spool) drop(s *slot) {
 	if err != nil {
 		_ = sp.failLocked(err) // every later call returns it
 	}
-	sp.cond.Broadcast()
+	sp.slotsChanged()
 }
 
-// takeSlot returns a slot ready for use. It waits while one is being filled.
-// Called with mu held.
+// takeSlot returns a slot ready for use. While one is being filled it waits, or
+// with Ready returns ErrNotReady. Called with mu held.
 func (sp *Spool) takeSlot() (*slot, error) {
 	for {
 		switch {
@@ -288,12 +297,16 @@ func (sp *Spool) takeSlot() (*slot, error) {
 			return s, nil
 		case sp.noSlot != nil:
 			return nil, sp.takeNoSlot()
-		case sp.busy:
+		case sp.busy && sp.o.Ready == nil:
 			sp.cond.Wait()
-		case !sp.canPrepare():
+		case !sp.busy && !sp.canPrepare():
 			return nil, fmt.Errorf("%w: %d of %d bytes in use", ErrFull, sp.usedLocked(), sp.o.MaxBytes)
 		case sp.o.Inline:
 			sp.prepare()
+		case sp.o.Ready != nil:
+			sp.wanted = true
+			sp.cond.Broadcast()
+			return nil, ErrNotReady
 		default:
 			sp.cond.Broadcast()
 			sp.cond.Wait()

@@ -16,6 +16,9 @@ import (
 var (
 	// ErrFull: MaxBytes or the file system leaves no room; nothing was appended. Try again after Trim.
 	ErrFull = errors.New("spool is full")
+	// ErrNotReady: the next segment is being prepared; nothing was appended. Try
+	// again after Options.Ready was called, which must be set.
+	ErrNotReady = errors.New("spool segment is being prepared")
 	// ErrCorrupt: a record that was durable cannot be read back as it was written.
 	ErrCorrupt = errors.New("spool is damaged")
 	// ErrTrimmed: a reader asks for records that Trim or Reset gave back.
@@ -48,6 +51,10 @@ type Options struct {
 	// Inflate decodes compressed payloads. Without one, Open fails when it finds
 	// any, and Append takes only raw ones.
 	Inflate epoch.Inflate
+
+	// Ready is called when an Append that returned ErrNotReady may be tried
+	// again. It must neither block nor call the spool. Without one, Append waits.
+	Ready func()
 
 	SmallSegments bool // tests: allow SegmentBytes below MinSegmentBytes, from 8192
 	Inline        bool // tests: prepare and remove segments inside the calls instead of in a goroutine
@@ -113,6 +120,7 @@ type Spool struct {
 	busy   bool    // a slot is being filled or removed
 	junk   []*slot // to be removed
 	noSlot error   // why the last slot could not be made
+	wanted bool    // an Append returned ErrNotReady
 	number uint64
 	base   epoch.LSN // the log holds what is above it
 	fresh  bool      // nothing appended since Open or Reset, and nothing above base

@@ -199,6 +199,8 @@ const MaxRawFrame = 2 << 20
 const (
 	// AckSpoolFull says that the replica's spool has no room: records wait in memory.
 	AckSpoolFull uint32 = 1 << 0
+	// AckSpoolWaits says that its next segment is being prepared: records wait in memory.
+	AckSpoolWaits uint32 = 1 << 1
 )
 
 // Ack tells the source how far its records have come. Received counts records

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -59,6 +61,12 @@ func newHub(t *testing.T, n *Net) *hub {
 // add opens a group with one disk. wrap may put something around its image.
 func (h *hub) add(id epoch.UUID, wrap func(replica.Image) replica.Image) *replica.Group {
 	h.t.Helper()
+	return h.addOn(h.fs, id, wrap)
+}
+
+// addOn opens a group whose spool is on a file system of its own.
+func (h *hub) addOn(fsys images.FS, id epoch.UUID, wrap func(replica.Image) replica.Image) *replica.Group {
+	h.t.Helper()
 	dir := "/" + id.String()
 	if err := h.fs.MkdirAll(dir, 0o700); err != nil {
 		h.t.Fatal(err)
@@ -71,7 +79,7 @@ func (h *hub) add(id epoch.UUID, wrap func(replica.Image) replica.Image) *replic
 	if wrap != nil {
 		i = wrap(img)
 	}
-	g, err := replica.Open(replica.Options{FS: h.fs, Dir: dir, ID: id, Replica: epoch.UUID{3}, Images: map[uint32]replica.Image{0: i}, Codec: h.codec,
+	g, err := replica.Open(replica.Options{FS: fsys, Dir: dir, ID: id, Replica: epoch.UUID{3}, Images: map[uint32]replica.Image{0: i}, Codec: h.codec,
 		Limits:  replica.Limits{SegmentBytes: 1 << 20, SpoolBytes: 4 << 20, WindowBytes: 32 << 20, ApplyBytes: 1 << 20, ApplyAge: time.Second},
 		Lineage: lineage, Session: 1, Persist: func(epoch.UUID, uint64) error { return nil }})
 	if err != nil {
@@ -386,6 +394,76 @@ func (i fullImage) Allocate(off, n int64) error {
 	default:
 		return syscall.ENOSPC
 	}
+}
+
+// TestNoGroupWaitsForASegment: while a group's next spool segment is being
+// written full of zeros, which takes long on a slow disk, the others go on, and
+// nobody is told that the spool is full.
+func TestNoGroupWaitsForASegment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := NewNet(1, 5*time.Millisecond, 0, 1<<20)
+		h := newHub(t, n)
+		defer h.close()
+		slow, free := epoch.UUID{7}, epoch.UUID{8}
+		disk := &slowFill{FS: h.fs}
+		h.addOn(disk, slow, nil)
+		h.add(free, nil)
+		l, stop := h.link(2, 1<<20)
+		defer stop()
+		s, err := l.Session(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second) // the first segments are ready
+		disk.each.Store(int64(time.Minute))
+		a, b := newPump(100, 128<<10), newPump(50, 16<<10)
+		ba := s.Bind(a, attachTo(t, s, slow).Channel, 1, func(ack wire.Ack) {
+			if ack.Flags&wire.AckSpoolFull != 0 {
+				t.Errorf("%+v says that the spool is full", ack)
+			}
+		})
+		defer ba.Unbind()
+		time.Sleep(10 * time.Second)
+		if got := a.done(); got == 0 || got == epoch.LSN(len(a.recs)) {
+			t.Fatalf("the slow group is at %d of %d: it does not wait for a segment", got, len(a.recs))
+		}
+		bb := s.Bind(b, attachTo(t, s, free).Channel, 1, nil)
+		defer bb.Unbind()
+		time.Sleep(10 * time.Second)
+		if b.done() != epoch.LSN(len(b.recs)) {
+			t.Errorf("the free group is at %d of %d while the other waits for a segment", b.done(), len(b.recs))
+		}
+		time.Sleep(20 * time.Minute)
+		if a.done() != epoch.LSN(len(a.recs)) || b.done() != epoch.LSN(len(b.recs)) {
+			t.Errorf("at the end: %d of %d, %d of %d", a.done(), len(a.recs), b.done(), len(b.recs))
+		}
+	})
+}
+
+// slowFill is a disk on which filling a megabyte takes a time.
+type slowFill struct {
+	images.FS
+	each atomic.Int64 // ns
+}
+
+func (s *slowFill) Create(name string, perm fs.FileMode) (images.File, error) {
+	f, err := s.FS.Create(name, perm)
+	if err != nil {
+		return nil, err
+	}
+	return slowFile{f, s}, nil
+}
+
+type slowFile struct {
+	images.File
+	s *slowFill
+}
+
+func (f slowFile) WriteAt(p []byte, off int64) (int, error) {
+	if len(p) >= 1<<20 { // records are smaller
+		time.Sleep(time.Duration(f.s.each.Load()))
+	}
+	return f.File.WriteAt(p, off)
 }
 
 // TestFlushGoesFirst: a group that has a waiting FLUSH is served before bulk.
