@@ -15,7 +15,8 @@ maps it, and start it. Everything that was acknowledged to the VM at the other
 site is there.
 
 While the other site is connected this is refused, because its VM may be
-running; --force overrides that. The command can be repeated: a failover that was
+running, and so is a replica that lost something it had acknowledged or was changed
+outside kagami; --force overrides both. The command can be repeated: a failover that was
 broken off is taken up where it stopped. It goes on when this command is interrupted.`
 
 const failoverExample = `  kagami failover web --dry-run    # what would be recovered, and is anything in the way
@@ -44,7 +45,7 @@ func (a *app) failoverCmd() *cobra.Command {
 			return nil
 		}),
 	}
-	cmd.Flags().BoolVar(&req.Force, "force", false, "fail over although the other site is connected")
+	cmd.Flags().BoolVar(&req.Force, "force", false, "fail over although the other site is connected, or the replica damaged")
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "say what would be recovered, change nothing")
 	cmd.Flags().BoolVar(&req.NoStart, "no-start", false, "make the disks ready, but define and start no VM")
 	cmd.Flags().BoolVar(&json, "json", false, "write events and report as JSON, one per line")
