@@ -178,7 +178,8 @@ func (l *Link) hello(ctx context.Context, link epoch.UUID, data bool) (net.Conn,
 		return nil, w, fmt.Errorf("connect to %s: %w", l.o.Peer, err)
 	}
 	if err := l.exchange(c, link, data, &w); err != nil {
-		return nil, w, errors.Join(err, ignoreClosed(c.Close()))
+		_ = c.Close() // TLS may fail to say goodbye on a broken connection; why it broke is the error to report
+		return nil, w, err
 	}
 	return c, w, nil
 }
