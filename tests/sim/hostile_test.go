@@ -290,10 +290,11 @@ func TestRudeFrames(t *testing.T) {
 		},
 		"more than the window": func(d *rude, ch uint32) error {
 			big := newPump(40, epoch.MaxPayload).recs
-			for i := range big[1:] {
-				if d.send(wire.TypeRecords, recordFrame(ch, 1, big[i+1:i+2], d.seed)) != nil {
-					break // cut off half-way
-				}
+			taken := func(i int) bool {
+				return d.send(wire.TypeRecords, recordFrame(ch, 1, big[i:i+1], d.seed)) == nil
+			}
+			for i := 1; i < len(big) && taken(i); i++ { // it is cut off half-way
+				continue
 			}
 			return nil
 		},
