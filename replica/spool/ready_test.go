@@ -66,6 +66,7 @@ func TestAppendDoesNotWait(t *testing.T) {
 			told := func(want int) {
 				t.Helper()
 				time.Sleep(1500 * time.Millisecond)
+				synctest.Wait()
 				if len(calls) != want {
 					t.Errorf("told %d times, want %d", len(calls), want)
 				}
