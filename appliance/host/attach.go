@@ -308,8 +308,8 @@ func (s *source) endFirstSync(ctx context.Context) error {
 	}
 	s.empty, s.clean, s.unfinished = false, nil, nil // a resync that this one took the place of is no more
 	s.releasePins()
-	closeOnce(s.complete)
 	s.g.input(SyncEnded, "the replica is a complete copy")
+	closeOnce(s.complete) // last: whoever waits for it then sees a protected group
 	return nil
 }
 

@@ -137,7 +137,7 @@ func TestUnprotectFails(t *testing.T) {
 		}
 		must(t, p.main.unprotect(control.UnprotectRequest{VM: testVM}))
 		guestUnharmed(t, vm, want)
-		await(t, "the replica to be gone", func() bool { return p.dr.group(testVM).Name == "" })
+		await(t, "the group to be gone", func() bool { return p.main.group(testVM).Name == "" && p.dr.group(testVM).Name == "" })
 		p.main.mustProtect(testVM)
 	})
 }
