@@ -10,7 +10,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,8 +90,7 @@ func moduleTree(version string, boot, extra []string) ([]entry, error) {
 	return append(es, entry{"lib/mod/order", modeFile, []byte(order.String())}), nil
 }
 
-// programs run in guests; those that are not installed are left out, and what
-// needs them fails in the guest.
+// programs run in guests; scripts/packages.txt installs them.
 var programs = []string{"/usr/sbin/qemu-ga", "/sbin/mke2fs"}
 
 var libPath = regexp.MustCompile(`(/\S+\.so\S*)`)
@@ -102,10 +100,11 @@ func programTree() ([]entry, error) {
 	var es []entry
 	seen := map[string]bool{}
 	for _, p := range programs {
+		if _, err := os.Stat(p); err != nil {
+			return nil, fmt.Errorf("a program for the guest is missing, scripts/packages.txt says which package has it: %w", err)
+		}
 		out, err := exec.Command("ldd", p).Output()
-		if _, stat := os.Stat(p); errors.Is(stat, fs.ErrNotExist) {
-			continue
-		} else if err != nil {
+		if err != nil {
 			return nil, fmt.Errorf("ldd %s: %w", p, err)
 		}
 		for _, f := range append(libPath.FindAllString(string(out), -1), p) {
