@@ -25,6 +25,9 @@ type Mapping struct {
 
 	Kernel, Initrd, Cmdline string // of a direct boot; "": the source's, the paths by Paths
 
+	QEMUArguments string   // what is given to QEMU past libvirt: KeepArguments, DropArguments, or "": undecided
+	Closed        []string // folders of this host of which only Disks may be named
+
 	// Exists reports that a file or folder is at this site; HasNetwork that a
 	// libvirt network, bridge or interface is. Nil: not asked, taken to be there.
 	Exists     func(path string) bool
@@ -70,7 +73,8 @@ func (m *mapper) note(device, format string, a ...any) {
 // MapDomain makes a replica's definition of a VM's. Problems are what an operator
 // should settle today: Define and Start of the result may fail on those that are fatal.
 // What belongs to the source's host alone (security labels, CPU pinning, passed-through
-// devices, media in drives) is left out of the result.
+// devices, media in drives) is left out of the result. A path of this host that the Mapping does
+// not allow (see places) is fatal: the result must then not be defined.
 func MapDomain(doc string, mapping Mapping) (out string, problems []Problem, err error) {
 	// The definition comes from another site, and libvirtxml was not written to read
 	// what an enemy made.
@@ -106,9 +110,13 @@ func MapDomain(doc string, mapping Mapping) (out string, problems []Problem, err
 	m.chardevs()
 	m.graphics()
 	m.otherDevices()
+	m.programs()
 	out, err = m.d.Marshal()
 	if err != nil {
 		return "", nil, fmt.Errorf("write the replica's definition: %w", err)
+	}
+	if err := m.places(out); err != nil {
+		return "", nil, err
 	}
 	return out + "\n", m.problems, nil
 }

@@ -55,6 +55,7 @@ var mapCases = []struct {
 			"sdb": {File: "/srv/swap.qcow2", Format: "qcow2"},
 			"vda": {Drop: true},
 		},
+		Paths: []Rename{{"/srv/share", "/srv/share"}, {"/srv/boot/", "/srv/boot/"}}, QEMUArguments: KeepArguments,
 		Networks: []Rename{{"storage", ""}}, Kernel: "/boot/vmlinuz-db",
 		Exists: func(p string) bool { return p != "/srv/share" }, HasNetwork: func(n string) bool { return n == "backend" },
 	}},

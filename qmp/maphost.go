@@ -11,9 +11,6 @@ var uuidForm = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-
 
 // boot maps what firmware and direct boot need from files.
 func (m *mapper) boot() {
-	if e := m.d.Devices.Emulator; e != "" && !m.exists(e) {
-		m.d.Devices.Emulator = "" // libvirt finds its own
-	}
 	os := m.d.OS
 	if os == nil {
 		return
@@ -29,7 +26,9 @@ func (m *mapper) boot() {
 		os.Loader.Path = m.bootFile("firmware", os.Loader.Path, "")
 	}
 	if n := os.NVRam; n != nil {
-		n.NVRam = m.path(n.NVRam)
+		if n.NVRam = m.path(n.NVRam); libvirtsOwn(n.NVRam) && !m.allowed(n.NVRam) {
+			n.NVRam = "" // libvirt makes one
+		}
 		if n.Source != nil && n.Source.File != nil {
 			n.Source.File.File = m.path(n.Source.File.File)
 		}
@@ -75,9 +74,6 @@ func (m *mapper) host() {
 	if d.LaunchSecurity != nil {
 		m.note("launch security", "the VM is encrypted by its host's processor: this site's must be able to, too")
 	}
-	if d.QEMUCommandline != nil || d.QEMUOverride != nil {
-		m.note("qemu:commandline", "arguments are given to QEMU past libvirt: see that they fit this site")
-	}
 	if c := d.CPU; c != nil && (c.Mode == "host-passthrough" || c.Mode == "custom" && c.Check == "full") {
 		m.note("cpu", "the VM is given its host's processor as it is: this site's should be of the same kind")
 	}
@@ -120,7 +116,12 @@ func (m *mapper) chardev(what string, s *libvirtxml.DomainChardevSource, log *li
 	case s.File != nil:
 		s.File.Path, s.File.SecLabel = m.newFile(what, s.File.Path), nil
 	case s.UNIX != nil && s.UNIX.Path != "":
-		s.UNIX.Path, s.UNIX.SecLabel = m.newFile(what, s.UNIX.Path), nil
+		s.UNIX.SecLabel = nil
+		if libvirtsOwn(s.UNIX.Path) && !m.allowed(m.path(s.UNIX.Path)) {
+			s.UNIX.Path = "" // each start makes one
+			return
+		}
+		s.UNIX.Path = m.newFile(what, s.UNIX.Path)
 		if s.UNIX.Mode == "connect" {
 			m.note(what, "it connects to %s: a server must listen there when the replica starts", s.UNIX.Path)
 		}

@@ -102,6 +102,9 @@ type Domain struct {
 	Disks     []DomainDisk `mapstructure:"disks"`
 	Type      string       `mapstructure:"type" oneof:"|kvm|qemu"` // "": as libvirt.emulation says
 	Autostart bool         `mapstructure:"autostart"`
+	// QEMUArguments says whether a replica keeps what its definition gives to
+	// QEMU past libvirt; "": such a VM is refused.
+	QEMUArguments string `mapstructure:"qemu_arguments" oneof:"|keep|drop"`
 }
 
 // Map renames From to To.

@@ -75,15 +75,8 @@ func (d *Daemon) checkFailover(ctx context.Context, g *group, req control.Failov
 	if f.VM == "" || req.NoStart {
 		return nil
 	}
-	_, problems, err := d.mapDomain(ctx, g)
-	if err != nil {
-		return err
-	}
-	if len(problems) > 0 {
-		return refused(fmt.Sprintf("site %s cannot boot %s: %s", d.cfg.Site, f.VM, strings.Join(problems, "; ")),
-			"put the missing mapping under groups: … domain: of the config file and restart the daemon, or use --no-start")
-	}
-	return nil
+	_, err := d.mapDomain(ctx, g)
+	return err
 }
 
 func (g *group) checkReplica(req control.FailoverRequest) error {
@@ -292,7 +285,7 @@ func (g *group) failoverNote(emit func(control.Event), text string) {
 
 // bootReplica is step 6. A VM that an earlier attempt started is left running.
 func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Event)) error {
-	xml, _, err := d.mapDomain(ctx, g)
+	xml, err := d.mapDomain(ctx, g)
 	if err != nil {
 		return err
 	}
@@ -413,30 +406,35 @@ func (f *groupFile) promotedAt() string {
 	return time.Unix(0, f.Failover.AtNs).UTC().Format(time.RFC3339)
 }
 
-// mapDomain makes the replica's definition from the shipped one.
-func (d *Daemon) mapDomain(ctx context.Context, g *group) (xml string, problems []string, err error) {
+// mapDomain makes the replica's definition from the shipped one, or refuses it.
+func (d *Daemon) mapDomain(ctx context.Context, g *group) (xml string, err error) {
 	if _, err := d.virt(); err != nil {
-		return "", nil, err
+		return "", err
 	}
 	b, err := images.ReadFile(d.fs, g.dir+"/domain.xml", maxXML)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil, failure("failed", fmt.Sprintf("the definition of VM %s never arrived here", g.name), "use --no-start, then define the VM by hand on the exports that status shows")
+		return "", failure("failed", fmt.Sprintf("the definition of VM %s never arrived here", g.name), "use --no-start, then define the VM by hand on the exports that status shows")
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("read definition of VM: %w", err)
+		return "", fmt.Errorf("read definition of VM: %w", err)
 	}
 	m, err := d.mapping(ctx, g.name, g.snapshot().Disks)
 	if err != nil {
-		return "", nil, err
+		return "", err
 	}
 	out, found, err := qmp.MapDomain(string(b), m)
 	if err != nil {
-		return "", nil, fmt.Errorf("map definition of VM %s: %w", g.name, err)
+		return "", fmt.Errorf("map definition of VM %s: %w", g.name, err)
 	}
+	var problems []string
 	for _, p := range found {
 		if p.Fatal {
 			problems = append(problems, p.String())
 		}
 	}
-	return out, problems, nil
+	if len(problems) > 0 {
+		return "", refused(fmt.Sprintf("site %s cannot boot %s: %s", d.cfg.Site, g.snapshot().VM, strings.Join(problems, "; ")),
+			"put the missing mapping under groups: … domain: of the config file and restart the daemon, or use --no-start")
+	}
+	return out, nil
 }

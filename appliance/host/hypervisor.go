@@ -282,7 +282,8 @@ func (d *Daemon) mapping(ctx context.Context, group string, disks []diskFile) (q
 	if err != nil {
 		return qmp.Mapping{}, fromHypervisor(err)
 	}
-	m := qmp.Mapping{Site: d.cfg.Site, Type: domainType(d.cfg.Libvirt.Emulation), Disks: map[string]qmp.DiskMap{}, Exists: fileExists, HasNetwork: has}
+	m := qmp.Mapping{Site: d.cfg.Site, Type: domainType(d.cfg.Libvirt.Emulation), Disks: map[string]qmp.DiskMap{}, Exists: fileExists, HasNetwork: has,
+		Closed: []string{d.cfg.StateDir, d.cfg.RunDir}}
 	if c := d.groupConfig(group); c != nil && c.Domain != nil {
 		mapDomainConfig(&m, c.Domain)
 	}
@@ -295,7 +296,7 @@ func (d *Daemon) mapping(ctx context.Context, group string, disks []diskFile) (q
 func mapDomainConfig(m *qmp.Mapping, dom *config.Domain) {
 	m.Name, m.UUID, m.MAC = dom.Name, dom.UUID, dom.MAC
 	m.Networks, m.Paths = mapOf(dom.Networks), mapOf(dom.Paths)
-	m.Kernel, m.Initrd, m.Cmdline = dom.Kernel, dom.Initrd, dom.Cmdline
+	m.Kernel, m.Initrd, m.Cmdline, m.QEMUArguments = dom.Kernel, dom.Initrd, dom.Cmdline, dom.QEMUArguments
 	for _, x := range dom.Disks {
 		m.Disks[x.Target] = qmp.DiskMap{File: x.File, Format: x.Format, Drop: x.Drop}
 	}
