@@ -338,7 +338,7 @@ func (r *rig) mapReplica(s *server, dir, doc string) (Mapping, string) {
 	m := Mapping{
 		Name: r.vm + "-dr", UUID: "derive", MAC: "derive", Site: "dr", Exists: exists, HasNetwork: has,
 		Disks: map[string]DiskMap{"vda": {Socket: s.socket, Export: "g1-vda", ReconnectDelay: delay}},
-		Paths: []Rename{{r.dir + "/" + guest.ConsoleFile, dir + "/" + guest.ConsoleFile}, {r.dir + "/" + guest.AckFile, dir + "/" + guest.AckFile},
+		Paths: []Rename{{r.dir + "/", r.dir + "/"}, {r.dir + "/" + guest.ConsoleFile, dir + "/" + guest.ConsoleFile}, {r.dir + "/" + guest.AckFile, dir + "/" + guest.AckFile},
 			{r.dir + "/" + guest.ControlSock, dir + "/" + guest.ControlSock}},
 	}
 	replica, problems, err := MapDomain(doc, m)
