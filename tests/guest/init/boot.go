@@ -22,8 +22,8 @@ func boot() error {
 		return errors.Join(err, switchRoot(root))
 	}
 	err = errors.Join(err, mountAll([]mountPoint{{"run", "/run", "tmpfs"}, {"tmp", "/tmp", "tmpfs"}}))
-	err = errors.Join(err, os.MkdirAll("/mnt", 0o755), namePorts())
-	startAgent()
+	err = errors.Join(err, os.MkdirAll("/mnt", 0o755), awaitPort(controlPort))
+	go runAgent()
 	return err
 }
 
@@ -138,16 +138,34 @@ const (
 	agentPort = "/dev/virtio-ports/org.qemu.guest_agent.0"
 )
 
-// startAgent runs the guest agent for as long as the guest runs.
-func startAgent() {
+// portPatience is how long a port may take: the kernel learns of ports and
+// their names from QEMU, some time after it has found the device.
+const portPatience = 10 * time.Second
+
+// awaitPort waits for a virtio-serial port, if there is a device that could have it.
+func awaitPort(path string) error {
+	for end := time.Now().Add(portPatience); ; time.Sleep(20 * time.Millisecond) {
+		if err := namePorts(); err != nil {
+			return err
+		}
+		devices, err := filepath.Glob("/sys/bus/virtio/drivers/virtio_console/virtio*")
+		if err != nil || len(devices) == 0 || exists(path) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// runAgent runs the guest agent for as long as the guest runs.
+func runAgent() {
+	if err := awaitPort(agentPort); err != nil {
+		say("guest agent: %v", err)
+	}
 	if !exists(agentPath) || !exists(agentPort) {
 		return
 	}
 	c := exec.Command(agentPath, "-m", "virtio-serial", "-p", agentPort, "-t", "/run", "-f", "/run/qga.pid")
 	c.Stdout, c.Stderr = os.Stderr, os.Stderr
-	go func() {
-		if err := c.Run(); err != nil {
-			say("guest agent: %v", err)
-		}
-	}()
+	if err := c.Run(); err != nil {
+		say("guest agent: %v", err)
+	}
 }
