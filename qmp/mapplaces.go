@@ -17,7 +17,7 @@ import (
 //
 //   - files the Mapping names: Disks, Kernel, Initrd
 //   - what lies below the To of one of its Paths
-//   - firmware below /usr/share, and sources of random numbers
+//   - firmware below /usr/share, kernels below /boot, sources of random numbers
 //
 // places looks at the finished definition as a whole, at every attribute and text that
 // is an absolute path, so that an element nobody thought of is covered too.
@@ -28,11 +28,10 @@ const (
 	DropArguments = "drop"
 )
 
-// firmwareDir is where packages put firmware; readOnly are its elements.
-const firmwareDir = "/usr/share/"
-
 var (
-	readOnly   = []string{"domain/os/loader", "domain/os/nvram@template"}
+	// packaged are elements of the definition, and where packages put what they name.
+	packaged = map[string]string{"domain/os/loader": "/usr/share/", "domain/os/nvram@template": "/usr/share/",
+		"domain/os/kernel": "/boot/", "domain/os/initrd": "/boot/"}
 	randomness = []string{"/dev/urandom", "/dev/random", "/dev/hwrng"}
 	// words are elements whose text is for people or for the guest.
 	words = []string{"domain/title", "domain/description", "domain/os/cmdline"}
@@ -81,7 +80,7 @@ func (m *mapper) place(where, value string) {
 		m.fatal(device, "the path %s is not a plain one: map it in the group's domain section", value)
 	case slices.ContainsFunc(m.m.Closed, func(dir string) bool { return within(value, dir) }):
 		m.fatal(device, "%s belongs to kagami at this site", value)
-	case m.allowed(value), slices.Contains(readOnly, where) && strings.HasPrefix(value, firmwareDir), slices.Contains(randomness, value):
+	case m.allowed(value), packaged[where] != "" && strings.HasPrefix(value, packaged[where]), slices.Contains(randomness, value):
 	default:
 		m.fatal(device, "the VM's definition names %s of this site: allow it in the group's domain section (paths, from: %s, to: %s), or map it to another", value, value, value)
 	}

@@ -38,6 +38,7 @@ func TestHostileDefinition(t *testing.T) {
 		"display socket":            {devices: `<graphics type='vnc' socket='/root/vnc.sock'/>`, path: "/root/vnc.sock"},
 		"render node":               {devices: `<graphics type='egl-headless'><gl rendernode='/dev/dri/card0'/></graphics>`, path: "/dev/dri/card0"},
 		"TPM's state":               {devices: `<tpm><backend type='emulator'><source type='dir' path='/var/lib/x'/></backend></tpm>`, path: "/var/lib/x"},
+		"a kernel elsewhere":        {os: `<initrd>/usr/share/x</initrd>`, path: "/usr/share/x"},
 		"kernel":                    {os: `<kernel>/etc/shadow</kernel>`, path: "/etc/shadow"},
 		"initrd":                    {os: `<initrd>/etc/shadow</initrd>`, path: "/etc/shadow"},
 		"device tree":               {os: `<dtb>/etc/shadow</dtb>`, path: "/etc/shadow"},
@@ -97,9 +98,9 @@ func TestAllowedPlaces(t *testing.T) {
 <channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-1-a/org.qemu.guest_agent.0'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
 <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>`,
 		`<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader><nvram template='/usr/share/OVMF/OVMF_VARS.fd'>/var/lib/libvirt/qemu/nvram/b_VARS.fd</nvram>
-<kernel>/boot/vmlinuz-a</kernel><cmdline>/sbin/init</cmdline>`, "")
+<kernel>/srv/vmlinuz-a</kernel><initrd>/boot/initrd-a</initrd><cmdline>/sbin/init</cmdline>`, "")
 	out, problems, err := MapDomain(doc, Mapping{Disks: map[string]DiskMap{"vda": {Socket: "/run/kagami/a-vda.sock", Export: "vda"}},
-		Paths: []Rename{{"/srv/vm", "/srv/vm"}}, Kernel: "/boot/vmlinuz-a", Closed: []string{"/run/kagami"}})
+		Paths: []Rename{{"/srv/vm", "/srv/vm"}}, Kernel: "/srv/vmlinuz-b", Closed: []string{"/run/kagami"}})
 	if err != nil {
 		t.Fatal(err)
 	}
