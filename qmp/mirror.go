@@ -59,7 +59,9 @@ func (w *worker) follow(ctx context.Context, target string, progress Progress) e
 			return advise(ErrCopyFailed, "the copy of disk %s of %s failed, the VM goes on as before: see QEMU's log in /var/log/libvirt/qemu and the daemon's, then try again",
 				target, w.d.name())
 		}
-		progress.at(int64(j.cur), int64(j.end), PhaseCopy)
+		if j.cur > 0 || j.end > 1 { // 0 of 1 is libvirt's way to say that it does not know yet
+			progress.at(int64(j.cur), int64(j.end), PhaseCopy)
+		}
 		if j.end > 0 && j.cur >= j.end {
 			ready, err := w.ready(ctx, target)
 			if err != nil || ready {
