@@ -418,10 +418,13 @@ func (s *source) fence(why error) {
 	if err := s.g.update(func(f *groupFile) { f.Fenced = why.Error(); f.Clean = nil }); err != nil {
 		s.g.note(fmt.Sprintf("could not record that the group is fenced: %v", err))
 	}
-	s.g.input(Superseded, why.Error())
-	s.g.alarm("fenced", why.Error())
 	s.eng.Fail(ext4j.ErrGone)
+	s.g.alarm(fencedAlarm, why.Error())
+	s.g.input(Superseded, why.Error()) // last: whoever sees the state sees that nothing is served, and why
 }
+
+// fencedAlarm is the alarm of a source that was superseded, over restarts.
+const fencedAlarm = "fenced"
 
 func (s *source) markSynced() { closeOnce(s.synced) }
 

@@ -380,8 +380,8 @@ func (g *group) finishFailover(began time.Time, emit func(control.Event)) (contr
 	if err != nil {
 		return control.FailoverReport{}, err
 	}
-	g.input(Promoted, "failover done")
 	g.alarm("failover", "")
+	g.input(Promoted, "failover done")
 	say(emit, "done", "%s runs at site %s", g.name, g.d.cfg.Site)
 	return g.snapshot().report(), nil
 }

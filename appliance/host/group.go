@@ -136,8 +136,8 @@ func (g *group) alarm(kind, text string) {
 
 // fail ends the group's service until the daemon is restarted.
 func (g *group) fail(err error) {
-	g.input(Broken, err.Error())
 	g.alarm("failed", err.Error())
+	g.input(Broken, err.Error())
 }
 
 func (g *group) current() State {
@@ -176,8 +176,9 @@ func (g *group) start() error {
 	case f.Phase == Ending:
 		g.leave()
 		return nil
-	case f.Fenced != "":
-		return nil // serves nothing
+	case f.Fenced != "": // serves nothing
+		g.alarm(fencedAlarm, f.Fenced)
+		return nil
 	case f.Role == RoleReplica:
 		return g.startReplica(false)
 	case f.Role == RolePromoted:

@@ -199,3 +199,31 @@ func TestRestartOfProtected(t *testing.T) {
 		sameAtReplica(t, p, vm)
 	}
 }
+
+// TestFencedOverRestarts: a source that was superseded serves nothing, and says
+// why, as soon as it is seen to be fenced, and after every restart.
+func TestFencedOverRestarts(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	vm.destroy()
+	p.main.kill()
+	p.dr.awaitState(testVM, "waiting")
+	if _, err := p.dr.failover(control.FailoverRequest{VM: testVM, NoStart: true}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		p.start(p.main, p.dr)
+		g := p.main.awaitState(testVM, "fenced")
+		if g.Protected || len(g.Alarms) != 1 || !strings.Contains(g.Alarms[0], "superseded by a promotion") {
+			t.Errorf("%+v", g)
+		}
+		if m, err := openExport(p.main.path("run", "vm1-vda.sock"), "vda"); err == nil {
+			if _, err := m.c.ReadAt(make([]byte, 512), 0); err == nil {
+				t.Error("a superseded source is read")
+			}
+			must(t, m.Close())
+		}
+		p.main.stop()
+	}
+}
