@@ -58,6 +58,9 @@ type Options struct {
 	Event func(text string)
 	// Left is called when the attached source's link has ended. It must not block.
 	Left func()
+	// Failed is called once, when the group has ended for good while it was
+	// open. It must not block.
+	Failed func(err error)
 }
 
 // ErrFenced refuses a source that a promotion has superseded.
@@ -218,17 +221,26 @@ func (g *Group) Close() error {
 	return g.closeFiles()
 }
 
-// fail ends the group for good; the caller does not hold mu.
+// fail ends the group for good; the caller does not hold mu. Its link is
+// dropped: what was sent to the group is never acknowledged, and would hold up
+// the other groups of the link. The source learns why when it attaches again.
 func (g *Group) fail(err error) error {
 	g.mu.Lock()
-	first := g.err == nil
-	if first {
+	first, ch := g.err == nil && !g.closing, g.channel
+	if g.err == nil {
 		g.err, g.channel = err, nil
 	}
 	g.cond.Broadcast()
 	g.mu.Unlock()
-	if first {
-		g.o.Event("failed: " + err.Error())
+	if !first {
+		return err
+	}
+	g.o.Event("failed: " + err.Error())
+	if g.o.Failed != nil {
+		g.o.Failed(err)
+	}
+	if ch != nil {
+		ch.Drop(err)
 	}
 	return err
 }

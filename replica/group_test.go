@@ -483,8 +483,8 @@ func (i *greedy) WriteZeroes(off, n int64, noHole bool) error {
 	return i.Image.WriteZeroes(off, n, noHole)
 }
 
-// TestImageFailure: an image that cannot be written ends the group, and the
-// spool still has everything after a restart.
+// TestImageFailure: an image that cannot be written ends the group, which says
+// so once and drops its link, and the spool still has everything after a restart.
 func TestImageFailure(t *testing.T) {
 	for _, op := range []fault.Op{fault.OpWrite, fault.OpSync} {
 		synctest.Test(t, func(t *testing.T) {
@@ -502,6 +502,9 @@ func TestImageFailure(t *testing.T) {
 			synctest.Wait()
 			if st := s.g.Status(); !errors.Is(st.Err, syscall.EIO) || st.Applied != 0 || st.Durable != last {
 				t.Errorf("%s: %+v", op, st)
+			}
+			if len(s.failed) != 1 || !errors.Is(s.failed[0], syscall.EIO) || len(s.drops) != 1 {
+				t.Errorf("%s: failed %v, dropped %v", op, s.failed, s.drops)
 			}
 			s.reopen(true)
 			if _, err := s.g.Seal(); err != nil {

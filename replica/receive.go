@@ -60,12 +60,14 @@ func (g *Group) Detach(ch *Channel) {
 // admit checks lineage, session and window, and makes a new session durable.
 func (g *Group) admit(m wire.Manifest) error {
 	g.mu.Lock()
-	lineage, session, sealed, err := g.lineage, g.session, g.sealed, g.err
+	lineage, session, sealed, closing, err := g.lineage, g.session, g.sealed, g.closing, g.err
 	empty := g.durable.LSN == 0
 	g.mu.Unlock()
 	switch {
 	case err != nil:
 		return err
+	case closing:
+		return wire.Errorf(wire.CodeBusy, "group %s is being closed", m.Name)
 	case sealed:
 		return wire.Errorf(wire.CodeFenced, "%v", ErrFenced)
 	case m.ID != g.o.ID:

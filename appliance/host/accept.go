@@ -73,6 +73,9 @@ func (a *acceptor) Attach(_ context.Context, p replica.Peer, req wire.AttachRequ
 		// taken back: this source is not superseded yet.
 		err = wire.Errorf(wire.CodeBusy, "a failover of group %s is under way at site %s", m.Name, a.d.cfg.Site)
 	}
+	if err != nil && !errors.As(err, &werr) {
+		err = wire.Errorf(wire.CodeFailed, "the replica of group %s at site %s: %v", m.Name, a.d.cfg.Site, err)
+	}
 	if err != nil {
 		return nil, none, err
 	}

@@ -33,7 +33,7 @@ func (g *group) startReplica(fresh bool) error {
 	g.mu.Unlock()
 	rep, err := replica.Open(replica.Options{FS: g.d.fs, Dir: g.dir, ID: f.ID, Replica: g.d.siteID, Images: imgs,
 		Limits: replicaLimits(g.d.limits(g.name)), Codec: g.d.codec, Lineage: f.Lineage, Session: f.Session, Fresh: fresh,
-		Damaged: damaged, Event: g.note, Left: func() { g.input(SourceLeft, "link lost") },
+		Damaged: damaged, Event: g.note, Left: func() { g.input(SourceLeft, "link lost") }, Failed: g.fail,
 		Persist: func(lineage epoch.UUID, session uint64) error {
 			return g.update(func(f *groupFile) { f.Lineage, f.Session = lineage, session })
 		}})

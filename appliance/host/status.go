@@ -126,7 +126,4 @@ func replicaStatus(st *control.Group, rep *replica.Group) {
 	if r.SpoolFull {
 		st.Alarms = append(st.Alarms, "the spool is full: records wait until some of it is applied")
 	}
-	if r.Err != nil {
-		st.Alarms = append(st.Alarms, r.Err.Error())
-	}
 }
