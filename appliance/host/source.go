@@ -156,10 +156,13 @@ func (g *group) mustCompare(why string) error {
 
 const regionBytes = 1 << 20
 
-// openLog opens the active log. A log that cannot be read costs a compare of
-// everything.
+// openLog opens the active log. A log that cannot be read, or that is missing
+// although the group has served, costs a compare of everything.
 func (s *source) openLog(f *groupFile) error {
 	path := s.g.dir + "/active.log"
+	if err := s.mustHaveLog(path, f); err != nil {
+		return err
+	}
 	o := activelog.Options{Group: f.ID, RegionBytes: regionBytes, MaxRegions: int(s.limits.ActiveLogBytes / regionBytes)}
 	log, regions, err := activelog.Open(s.g.d.fs, path, o)
 	if errors.Is(err, activelog.ErrCorrupt) {
@@ -176,6 +179,22 @@ func (s *source) openLog(f *groupFile) error {
 	}
 	s.log, s.active, s.floor = log, ranges(regions), log.Floor()
 	return nil
+}
+
+// mustHaveLog looks for the log of a group that has served before. Opening a
+// missing one makes an empty one, which would say that nothing differs.
+func (s *source) mustHaveLog(path string, f *groupFile) error {
+	if f.Session == 0 {
+		return nil
+	}
+	old, err := s.g.d.fs.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.g.mustCompare("the active log is missing")
+	}
+	if err != nil {
+		return fmt.Errorf("open active log: %w", err)
+	}
+	return old.Close()
 }
 
 // ranges are the bytes that regions stand for.
