@@ -198,7 +198,11 @@ func (a *acceptor) owned(p replica.Peer, id epoch.UUID) (*group, error) {
 			return g, nil
 		}
 	}
-	return nil, wire.Errorf(wire.CodeNotFound, "site %s has no such group of site %s", a.d.cfg.Site, p.Site())
+	return nil, a.unknown(p)
+}
+
+func (a *acceptor) unknown(p replica.Peer) *wire.Error {
+	return wire.Errorf(wire.CodeNotFound, "site %s has no such replica of site %s", a.d.cfg.Site, p.Site())
 }
 
 // Call serves the remaining methods.
@@ -237,6 +241,9 @@ func (a *acceptor) remove(p replica.Peer, req wire.RemoveRequest) error {
 		return wire.Errorf(wire.CodeBusy, "another operation is under way on group %s at site %s", g.name, a.d.cfg.Site)
 	}
 	defer g.op.Unlock()
+	if !g.condemn() {
+		return a.unknown(p)
+	}
 	if err := g.stop(); err != nil {
 		g.note(fmt.Sprintf("while removing: %v", err))
 	}
@@ -253,6 +260,20 @@ func (a *acceptor) remove(p replica.Peer, req wire.RemoveRequest) error {
 	return nil
 }
 
+// condemn marks a replica that is going to be removed. It reports false when
+// the group is none any more: promoted, or removed, while the request came to
+// the lock. The caller holds op, which a promotion needs too.
+func (g *group) condemn() bool {
+	known := g.d.find(g.name) == g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !known || g.file.Role != RoleReplica {
+		return false
+	}
+	g.gone = true
+	return true
+}
+
 // maxXML bounds a domain's definition, bytes.
 const maxXML = 512 << 10
 
@@ -264,6 +285,11 @@ func (a *acceptor) domain(p replica.Peer, req wire.DomainRequest) error {
 	}
 	if len(req.XML) > maxXML {
 		return wire.Errorf(wire.CodeFailed, "the VM's definition has %d bytes, at most %d are taken", len(req.XML), maxXML)
+	}
+	g.mu.Lock() // one definition at a time, and none beside a promotion or a removal
+	defer g.mu.Unlock()
+	if g.gone || g.file.Role != RoleReplica {
+		return a.unknown(p)
 	}
 	if err := images.WriteFileAtomic(a.d.fs, g.dir+"/domain.xml", []byte(req.XML), 0o600); err != nil {
 		return fmt.Errorf("store definition of VM: %w", err)

@@ -33,6 +33,7 @@ type group struct {
 	sync     syncProgress
 	alarms   map[string]string // by kind
 	resuming bool              // a goroutine is about to resume the VM
+	gone     bool              // being removed on request of its source: nothing is stored for it any more
 	broken   error             // why the group's file cannot be used; never changes
 }
 

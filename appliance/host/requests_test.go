@@ -1,0 +1,108 @@
+package host
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"kagami/appliance/control"
+	"kagami/replica/wire"
+)
+
+// slowPeer is site main whose request is held up between the look at the group
+// and what is done with it.
+type slowPeer struct{ meanwhile func() }
+
+func (s *slowPeer) Site() string { return "main" }
+
+func (s *slowPeer) May(string) bool {
+	if f := s.meanwhile; f != nil {
+		s.meanwhile = nil
+		f()
+	}
+	return true
+}
+
+// mustNotBeFound checks a refusal for a group that is none any more.
+func mustNotBeFound(t *testing.T, err error) {
+	t.Helper()
+	var werr *wire.Error
+	if !errors.As(err, &werr) || werr.Code != wire.CodeNotFound {
+		t.Errorf("not refused as unknown: %v", err)
+	}
+}
+
+// TestRequestMeetsFailover: a request of the source is held up, and the group is
+// promoted meanwhile. It neither takes the images away nor changes what is booted.
+func TestRequestMeetsFailover(t *testing.T) {
+	for name, request := range map[string]func(*pair, *slowPeer) error{
+		"remove": func(p *pair, by *slowPeer) error {
+			return (&acceptor{d: p.dr.d}).remove(by, wire.RemoveRequest{Group: p.dr.d.find(testVM).snapshot().ID, Purge: true})
+		},
+		"domain": func(p *pair, by *slowPeer) error {
+			return (&acceptor{d: p.dr.d}).domain(by, wire.DomainRequest{Group: p.dr.d.find(testVM).snapshot().ID, XML: "<domain/>"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t).up()
+			vm := p.main.addVM(testVM, "vda")
+			p.main.mustProtect(testVM)
+			sameAtReplica(t, p, vm)
+			p.main.kill()
+			vm.destroy()
+			definition := p.dr.path("state", "groups", testVM, "domain.xml")
+			was := string(readFile(t, definition))
+			mustNotBeFound(t, request(p, &slowPeer{func() {
+				_, err := p.dr.failover(control.FailoverRequest{VM: testVM, NoStart: true, Force: true})
+				must(t, err)
+			}}))
+			if _, err := os.Stat(p.dr.path("state", "images", testVM, "vda.raw")); err != nil {
+				t.Errorf("the promoted group's image is gone: %v", err)
+			}
+			if string(readFile(t, definition)) != was {
+				t.Error("the promoted group's definition was replaced")
+			}
+		})
+	}
+}
+
+// TestDefinitionsOneByOne: of two definitions that come at once, one is stored as a whole.
+func TestDefinitionsOneByOne(t *testing.T) {
+	p := newPair(t).up()
+	p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	id := p.dr.d.find(testVM).snapshot().ID
+	var storing, together atomic.Int32
+	p.dr.fs.set(func() {
+		p.dr.fs.fail = func(op, path string) error {
+			switch {
+			case !strings.Contains(path, testVM+"/domain.xml"):
+			case op == "create":
+				if storing.Add(1) > 1 {
+					together.Add(1)
+				}
+				time.Sleep(50 * time.Millisecond)
+			case op == "rename":
+				storing.Add(-1)
+			}
+			return nil
+		}
+	})
+	done := make(chan error)
+	texts := []string{"<domain>" + strings.Repeat("a", 5000) + "</domain>", "<domain>b</domain>"}
+	for _, xml := range texts {
+		go func() { done <- (&acceptor{d: p.dr.d}).domain(&slowPeer{}, wire.DomainRequest{Group: id, XML: xml}) }()
+	}
+	for range texts {
+		must(t, <-done)
+	}
+	if got := string(readFile(t, p.dr.path("state", "groups", testVM, "domain.xml"))); got != texts[0] && got != texts[1] {
+		t.Errorf("stored: %.60q", got)
+	}
+	if together.Load() > 0 {
+		t.Error("two definitions were being stored at once")
+	}
+}
