@@ -52,6 +52,9 @@ type Options struct {
 	Fresh   bool
 	// Damaged says why the images cannot be trusted ("" when they can).
 	Damaged string
+	// Opened is called once, when Damaged is durable and before the images are
+	// written to: what had told the damage may go now. nil: there is nothing to do.
+	Opened func() error
 	// Persist makes a new (lineage, session) durable before it returns nil.
 	Persist func(lineage epoch.UUID, session uint64) error
 	// Event reports what an operator should know. It must not block.
@@ -179,7 +182,11 @@ func (g *Group) recover() error {
 	if rec.Lost != 0 {
 		lost = rec.Note
 	}
-	if err := g.recallDamage(lost); err != nil {
+	err = g.recallDamage(lost)
+	if err == nil && g.o.Opened != nil {
+		err = g.o.Opened()
+	}
+	if err != nil {
 		return errors.Join(err, g.closeFiles())
 	}
 	if rec.Note != "" {

@@ -33,3 +33,34 @@ func TestActiveLogMissing(t *testing.T) {
 	}
 	sameAtReplica(t, p, vm)
 }
+
+// TestChangedReplicaIsRemembered: one image of a replica was changed, or
+// replaced, while the daemon was down, and the next start fails because of the
+// other image. The start after that still knows.
+func TestChangedReplicaIsRemembered(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, image string){
+		"changed": func(t *testing.T, image string) { overwrite(t, image, []byte("somebody else's"), 8192) },
+		"replaced": func(t *testing.T, image string) {
+			must(t, os.Remove(image))
+			must(t, os.WriteFile(image, make([]byte, diskSize), 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t).up()
+			vm := p.main.addVM(testVM, "vda", "vdb")
+			p.main.mustProtect(testVM)
+			sameAtReplica(t, p, vm)
+			p.dr.stop()
+			other := p.dr.path("state", "images", testVM, "vdb.raw")
+			change(t, p.dr.path("state", "images", testVM, "vda.raw"))
+			must(t, os.Rename(other, other+".away"))
+			p.start(p.dr, p.main)
+			p.dr.awaitState(testVM, "failed")
+			p.dr.stop()
+			must(t, os.Rename(other+".away", other))
+			p.start(p.dr, p.main)
+			p.main.awaitState(testVM, "streaming")
+			sameAtReplica(t, p, vm)
+		})
+	}
+}

@@ -33,7 +33,7 @@ func (g *group) startReplica(fresh bool) error {
 	g.mu.Unlock()
 	rep, err := replica.Open(replica.Options{FS: g.d.fs, Dir: g.dir, ID: f.ID, Replica: g.d.siteID, Images: imgs,
 		Limits: replicaLimits(g.d.limits(g.name)), Codec: g.d.codec, Lineage: f.Lineage, Session: f.Session, Fresh: fresh,
-		Damaged: damaged, Event: g.note, Left: func() { g.input(SourceLeft, "link lost") }, Failed: g.fail,
+		Damaged: damaged, Opened: func() error { return g.claimImages(f) }, Event: g.note, Left: func() { g.input(SourceLeft, "link lost") }, Failed: g.fail,
 		Persist: func(lineage epoch.UUID, session uint64) error {
 			return g.update(func(f *groupFile) { f.Lineage, f.Session = lineage, session })
 		}})
@@ -59,7 +59,6 @@ func (g *group) openReplicaImages(f *groupFile) (damaged string, err error) {
 		if errors.Is(err, images.ErrIdentity) {
 			if img, err = images.OpenImage(g.d.fs, d.Image, images.Want{Size: d.Size}); err == nil {
 				damaged = fmt.Sprintf("image %s was replaced by a file that kagami did not make", d.Image)
-				err = img.SetAttr(images.IdentityAttr, []byte(d.ID.String()))
 			}
 		}
 		if err != nil {
@@ -68,7 +67,7 @@ func (g *group) openReplicaImages(f *groupFile) (damaged string, err error) {
 		g.mu.Lock()
 		g.images[d.Slot] = img
 		g.mu.Unlock()
-		changed, err := takeRestMark(img)
+		changed, err := changedAtRest(img)
 		if err != nil {
 			return "", fmt.Errorf("image of disk %s: %w", d.Name, err)
 		}
@@ -96,21 +95,37 @@ func leaveRestMark(img *images.Image) error {
 	return img.Datasync()
 }
 
-// takeRestMark reads it, tells whether the image was changed meanwhile, and
-// makes it void before the image is written again.
-func takeRestMark(img *images.Image) (changed bool, err error) {
+// changedAtRest tells by the mark whether the image was changed meanwhile.
+func changedAtRest(img *images.Image) (bool, error) {
 	mark, err := img.Attr(restMark)
 	if err != nil || len(mark) == 0 || string(mark) == "-" {
 		return false, err
 	}
 	now, err := img.ModTime()
-	if err != nil {
-		return false, err
+	return string(mark) != strconv.FormatInt(now, 10), err
+}
+
+// claimImages makes the rest marks void and the images these disks'.
+//
+// Durability: after what marks and identities tell against the images is
+// durable elsewhere, and before the images are written to.
+func (g *group) claimImages(f *groupFile) error {
+	for _, d := range f.Disks {
+		g.mu.Lock()
+		img := g.images[d.Slot]
+		g.mu.Unlock()
+		err := img.SetAttr(images.IdentityAttr, []byte(d.ID.String()))
+		if err == nil {
+			err = img.SetAttr(restMark, []byte("-"))
+		}
+		if err == nil {
+			err = img.Datasync()
+		}
+		if err != nil {
+			return fmt.Errorf("image of disk %s: %w", d.Name, err)
+		}
 	}
-	if err := img.SetAttr(restMark, []byte("-")); err != nil {
-		return false, err
-	}
-	return string(mark) != strconv.FormatInt(now, 10), img.Datasync()
+	return nil
 }
 
 // makeReplica makes the group that a source asks for: folder, sparse images,
