@@ -107,15 +107,19 @@ type batch struct {
 
 // applyBatch is the redo of one batch. The order makes a crash at any point
 // harmless: the whole batch is read, verified and its space reserved; its end
-// is made durable as what is being applied; the images are written; they are made durable; the mark is made durable; only
-// then may the spool reuse the segments.
+// is made durable as what is being applied, unless an earlier try, broken off,
+// meant to come further and may have written more; the images are written; they
+// are made durable; the mark is made durable; only then may the spool reuse the
+// segments.
 func (g *Group) applyBatch(from epoch.LSN) error {
 	b, err := g.prepare(from)
 	if err != nil {
 		return g.applyFailed(err)
 	}
-	if err := g.redoing.Store(spool.Applied{Pos: b.end}); err != nil {
-		return g.fail(fmt.Errorf("store what is being applied: %w", err))
+	if b.end.LSN > g.redoing.Load().Pos.LSN {
+		if err := g.redoing.Store(spool.Applied{Pos: b.end}); err != nil {
+			return g.fail(fmt.Errorf("store what is being applied: %w", err))
+		}
 	}
 	if err := g.redo(from, b.end.LSN); err != nil {
 		return g.applyFailed(err)

@@ -659,6 +659,51 @@ func TestTornImages(t *testing.T) {
 	}
 }
 
+// TestTornAfterSmallerBatches: a batch of nine epochs is broken off in its
+// eighth; the next daemon applies one epoch at a time, and the spool rots behind
+// the fifth. The images hold epochs six and seven all the same.
+func TestTornAfterSmallerBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, 1)
+		s.limits.ApplyBytes = 4 << 20
+		s.mustOpen()
+		defer func() { s.shut() }()
+		s.mustAttach(1)
+		m := newStream(1, 1)
+		m.syncDone()
+		m.close()
+		s.receive(m.take())
+		time.Sleep(5 * time.Second)
+		for i := range 9 {
+			m.write(0, i*80_000, pattern(200_000, byte(2+i)))
+			m.close()
+		}
+		atWrite := func(n int, do func() error) {
+			s.fs.SetHook(func(op fault.Op, name string) error {
+				if strings.HasSuffix(name, ".raw") && op == fault.OpWrite {
+					if n--; n == 0 {
+						return do()
+					}
+				}
+				return nil
+			})
+		}
+		atWrite(8, func() error { return fault.ErrStopped })
+		s.receive(m.take())
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		s.limits.ApplyBytes = 64 << 10
+		atWrite(5, func() error { s.damage(2); return nil })
+		s.reopen(false)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		s.fs.SetHook(nil)
+		if sealed, err := s.g.Seal(); err != nil || !sealed.Torn || sealed.Pos.LSN == m.next-1 {
+			t.Errorf("sealed %+v, %v", sealed, err)
+		}
+	})
+}
+
 // TestLostWhileDown: the same when the damage is found at start.
 func TestLostWhileDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
