@@ -8,6 +8,7 @@ import (
 
 	"kagami/appliance/ship"
 	"kagami/ext4j"
+	"kagami/ext4j/activelog"
 	"kagami/ext4j/epoch"
 	"kagami/replica/wire"
 )
@@ -255,7 +256,9 @@ func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan, resp w
 	case p.what == "":
 		if p.begin {
 			// Both sites are alike: what the log still names may leave it. Nothing
-			// of this session needs to be acknowledged for that.
+			// of this session needs to be acknowledged for that, but what the
+			// replica had when it began does.
+			s.log.Reached(activelog.Floor{Session: resp.Pos.Session, LSN: resp.Pos.LSN})
 			s.log.Adopt(0)
 		}
 		s.g.input(Attached, p.why)

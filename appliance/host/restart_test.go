@@ -227,3 +227,19 @@ func TestFencedOverRestarts(t *testing.T) {
 		p.main.stop()
 	}
 }
+
+// TestFloorOverCleanRestart: after a clean restart regions leave the active log
+// for what the replica had acknowledged before it. The log says so.
+func TestFloorOverCleanRestart(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	sameAtReplica(t, p, vm)
+	p.main.stop()
+	there := p.dr.group(testVM)
+	p.start(p.main, p.dr)
+	p.main.awaitState(testVM, "streaming")
+	if f := p.main.d.find(testVM).src.log.Floor(); uint64(f.LSN) < there.LSN.Durable || f.Session != there.Session {
+		t.Errorf("floor %+v, the replica stood at record %d of session %d", f, there.LSN.Durable, there.Session)
+	}
+}

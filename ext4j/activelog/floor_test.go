@@ -59,6 +59,50 @@ func TestFloorIsWhatRemovalsRelyOn(t *testing.T) {
 	}
 }
 
+// TestFloorAfterCleanStart: a source was stopped with nothing to resync and
+// started again. A region whose last record is of the earlier session leaves,
+// and the log relies on the replica having that record.
+func TestFloorAfterCleanStart(t *testing.T) {
+	fsys := fault.NewFS(1)
+	open := func() *Log {
+		t.Helper()
+		l, _, err := Open(fsys, "/log", Options{Group: testGroup, RegionBytes: 4096, MaxRegions: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	write := func(l *Log, region int64, lsn epoch.LSN) {
+		t.Helper()
+		if err := l.Acquire(context.Background(), 1, region*4096, 4096); err != nil {
+			t.Fatal(err)
+		}
+		l.Release(1, region*4096, 4096, lsn)
+	}
+	l := open()
+	l.Begin(7, 100, 0)
+	write(l, 1, 101)
+	l.Acked(101)
+	write(l, 2, 102) // the floor in the file is 101
+	l.Acked(102)
+	write(l, 1, 110) // region 1 is in the log already: nothing is written
+	l.Acked(110)
+	l.SyncEnd(1, l.SyncBegin(1))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open()
+	l.Begin(8, 110, 0)
+	l.Reached(Floor{7, 110})
+	l.Adopt(0)
+	l.SyncEnd(1, l.SyncBegin(1))
+	write(l, 3, 111) // region 1 or 2 leaves
+	fsys = fsys.Crash()
+	if f := open().Floor(); f != (Floor{7, 110}) {
+		t.Fatalf("floor %+v: a replica that lost records 102 to 110 would not be noticed", f)
+	}
+}
+
 // TestAdoptedRegionsLeave: recovered regions stay until they are adopted.
 func TestAdoptedRegionsLeave(t *testing.T) {
 	fsys := fault.NewFS(3)

@@ -226,6 +226,16 @@ func (l *Log) Begin(session uint64, acked, shift epoch.LSN) {
 	l.progress()
 }
 
+// Reached says where the replica stood when the session began, and that it holds
+// all that the log does not name. What leaves the log from now on relies on that.
+func (l *Log) Reached(f Floor) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.prior; f.Session > p.Session || f.Session == p.Session && f.LSN > p.LSN {
+		l.prior = f
+	}
+}
+
 // Adopt lets recovered regions leave in the usual way: what they hold was
 // shipped by records up to last.
 func (l *Log) Adopt(last epoch.LSN) {

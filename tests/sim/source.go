@@ -414,6 +414,7 @@ func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan) error 
 	switch p.what {
 	case "":
 		if p.begin {
+			s.log.Reached(activelog.Floor{Session: s.base.Session, LSN: s.base.LSN})
 			s.log.Adopt(0) // both sites are equal: what an earlier life left there may leave without an acknowledgement
 		}
 		return s.endResumed(ctx)
