@@ -227,7 +227,7 @@ func (d *Disk) write(p []byte, off int64) error {
 	}
 	if werr != nil && !d.g.detached {
 		if payload, werr = d.salvage(off, n, werr); payload == nil {
-			d.g.rec.Release(d.slot, off, n, ^epoch.LSN(0)) // never leaves: its content is unknown
+			d.g.rec.Release(d.slot, off, n, unknownLSN)
 			return werr
 		}
 	}
@@ -272,36 +272,62 @@ func (d *Disk) zeroPiece(t epoch.Type, off, n int64, do func(off, n int64) error
 	if err := d.g.rec.Acquire(d.g.ctx, d.slot, off, n); err != nil {
 		return d.g.acquireError(err)
 	}
+	lsn, err := d.zeroLocked(epoch.Record{Type: t, Disk: d.slot, Offset: uint64(off), Length: uint64(n)}, do)
+	if err != nil {
+		// How much of the range was zeroed is unknown: ship what is there.
+		last, serr := d.shipRange(off, n)
+		lsn, err = last, errors.Join(err, serr)
+	}
+	d.g.rec.Release(d.slot, off, n, lsn)
+	return err
+}
+
+// zeroLocked applies and queues r, a zero or trim.
+func (d *Disk) zeroLocked(r epoch.Record, do func(off, n int64) error) (epoch.LSN, error) {
+	off, n := int64(r.Offset), int64(r.Length)
 	l := d.locks.lock(off, n)
 	defer d.locks.unlock(l)
 	if err := do(off, n); err != nil {
-		// How much of the range was zeroed is unknown: ship what is there.
-		lsn, serr := d.shipRange(off, n)
-		d.g.rec.Release(d.slot, off, n, lsn)
-		return errors.Join(fmt.Errorf("%s %d bytes at %d: %w", t, n, off, err), serr)
+		return 0, fmt.Errorf("%s %d bytes at %d: %w", r.Type, n, off, err)
 	}
-	lsn := d.g.append(epoch.Record{Type: t, Disk: d.slot, Offset: uint64(off), Length: uint64(n)})
-	d.g.rec.Release(d.slot, off, n, lsn)
-	return nil
+	return d.g.append(r), nil
 }
 
-// shipRange queues the present content of a range whose lock is held, after a
-// zero or trim that failed half-way. It does not wait for queue space: the
-// range is at most MaxExtent and the case is rare.
+// unknownLSN is the mark of a range that never leaves the record of changes:
+// what it holds was not shipped.
+const unknownLSN = ^epoch.LSN(0)
+
+// shipRange queues the present content of a range after a zero or trim that
+// failed half-way, and returns its last mark. It waits for room piece by piece,
+// as a write does, and holds no lock while it waits: a resync, whose end may be
+// what makes the room, takes the same locks. What another request writes to
+// the range meanwhile is shipped before, and again with the range.
 func (d *Disk) shipRange(off, n int64) (epoch.LSN, error) {
-	last := ^epoch.LSN(0)
+	last := unknownLSN
 	for n > 0 && !d.g.detached {
 		k := piece(off, n, epoch.MaxPayload)
-		p := make([]byte, k)
-		if _, err := d.img.ReadAt(p, off); err != nil {
-			err = fmt.Errorf("read back %d bytes at %d: %w", k, off, err)
-			d.g.Fail(err)
-			return ^epoch.LSN(0), err
+		if err := d.g.reserve(k); err != nil {
+			return unknownLSN, err
 		}
-		last = d.g.append(epoch.Record{Type: epoch.TypeWrite, Disk: d.slot, Offset: uint64(off), Length: uint64(k), Payload: p})
-		off, n = off+k, n-k
+		lsn, err := d.shipPiece(off, k)
+		if err != nil {
+			return unknownLSN, err
+		}
+		last, off, n = lsn, off+k, n-k
 	}
 	return last, nil
+}
+
+func (d *Disk) shipPiece(off, n int64) (epoch.LSN, error) {
+	l := d.locks.lock(off, n)
+	defer d.locks.unlock(l)
+	p := make([]byte, n)
+	if _, err := d.img.ReadAt(p, off); err != nil {
+		err = fmt.Errorf("read back %d bytes at %d: %w", n, off, err)
+		d.g.Fail(err)
+		return 0, err
+	}
+	return d.g.append(epoch.Record{Type: epoch.TypeWrite, Disk: d.slot, Offset: uint64(off), Length: uint64(n), Payload: p}), nil
 }
 
 // acquireError turns the end of the group's context into the group's error,
