@@ -28,6 +28,10 @@
 //	88  8 B  zero
 //	96  stored payload
 //
+// The payloads of markers are in close.go and marker.go. A record whose sums
+// are right but whose type or codec this release does not know is not
+// corrupt: it is ErrUnsupported, and what it came from goes no further.
+//
 // All integers are little-endian. This layout is part of the wire and spool
 // formats and must not be changed; golden_test.go pins it.
 package epoch

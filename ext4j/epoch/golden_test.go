@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -23,6 +25,11 @@ type golden struct {
 	rec    Record
 	codec  uint8
 	stored []byte // nil: the payload
+}
+
+// goldenPayloads has the payload of each reserved marker.
+func goldenPayloads() map[string][]byte {
+	return map[string][]byte{"point": payload(somePoint.Encode()), "disk": payload(someDisk.Encode()), "membership": payload(someOnes.Encode())}
 }
 
 // goldenRecords has one record of each type that this release writes, and the
@@ -83,13 +90,21 @@ func TestGolden(t *testing.T) {
 		for _, g := range goldenRecords() {
 			fmt.Fprintf(&b, "%s %s\n", g.name, hex.EncodeToString(g.bytes()))
 		}
+		for _, name := range slices.Sorted(maps.Keys(goldenPayloads())) {
+			fmt.Fprintf(&b, "%s %s\n", name, hex.EncodeToString(goldenPayloads()[name]))
+		}
 		if err := os.WriteFile(goldenFile, []byte(b.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	want := readGolden(t)
-	if len(want) != len(goldenRecords()) {
-		t.Errorf("%d records in %s, %d are tested", len(want), goldenFile, len(goldenRecords()))
+	if n := len(goldenRecords()) + len(goldenPayloads()); len(want) != n {
+		t.Errorf("%d records and payloads in %s, %d are tested", len(want), goldenFile, n)
+	}
+	for name, p := range goldenPayloads() {
+		if got := hex.EncodeToString(p); got != want[name] {
+			t.Errorf("payload of a %s marker encodes as\n%s, want\n%s", name, got, want[name])
+		}
 	}
 	for _, g := range goldenRecords() {
 		t.Run(g.name, func(t *testing.T) {

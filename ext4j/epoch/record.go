@@ -10,8 +10,9 @@ import (
 // Type says what a record does.
 type Type uint8
 
-// The record types of format version 1. Those marked reserved are defined so
-// that later releases can send them; this release refuses them in words.
+// The record types of format version 1. Those marked reserved are defined, with
+// their payloads (marker.go), so that later releases can send them; this release
+// refuses them in words (ErrUnsupported).
 const (
 	TypeWrite      Type = 1  // payload replaces [Offset, Offset+Length)
 	TypeZero       Type = 2  // [Offset, Offset+Length) reads as zeros, space kept
@@ -19,11 +20,11 @@ const (
 	TypeClose      Type = 4  // ends an epoch; payload is a CloseInfo
 	TypeSyncDone   Type = 5  // all before it plus the images make a complete copy; payload empty
 	TypeNop        Type = 6  // keeps the LSN dense where a failed write left none
-	TypePoint      Type = 7  // reserved: named point
-	TypeDiskAdd    Type = 8  // reserved
-	TypeDiskRemove Type = 9  // reserved
-	TypeDiskResize Type = 10 // reserved
-	TypeMembership Type = 11 // reserved
+	TypePoint      Type = 7  // reserved: names a point; payload is a PointInfo
+	TypeDiskAdd    Type = 8  // reserved: payload is a DiskInfo
+	TypeDiskRemove Type = 9  // reserved: payload is a DiskInfo
+	TypeDiskResize Type = 10 // reserved: payload is a DiskInfo
+	TypeMembership Type = 11 // reserved: payload is a Membership
 	TypeReference  Type = 12 // reserved: content equals an earlier record
 	TypeDifference Type = 13 // reserved: content as a difference
 )
@@ -90,10 +91,14 @@ func (r *Record) ComputeSum() uint32 {
 func (r *Record) Seal() { r.Sum = r.ComputeSum() }
 
 // Errors of decoding. ErrShort means that more bytes are needed; ErrCorrupt
-// that these bytes are no record (at the tail of a log: its end).
+// that these bytes are no record (at the tail of a log: its end);
+// ErrUnsupported that they are a whole record, as its sums show, of a kind that
+// this release cannot carry out: who sent it must be told, and it must not be
+// passed over.
 var (
-	ErrShort   = errors.New("record is incomplete")
-	ErrCorrupt = errors.New("not a valid record")
+	ErrShort       = errors.New("record is incomplete")
+	ErrCorrupt     = errors.New("not a valid record")
+	ErrUnsupported = errors.New("record not supported by this release")
 )
 
 // Check tells whether the record's fields are possible: known type, lengths in
@@ -116,8 +121,10 @@ func (r *Record) Check() error {
 			return fmt.Errorf("%w: malformed %s marker", ErrCorrupt, r.Type)
 		}
 		return nil
+	case TypePoint, TypeDiskAdd, TypeDiskRemove, TypeDiskResize, TypeMembership:
+		return r.checkReserved()
 	default:
-		return fmt.Errorf("%w: record type %d is not known to this release", ErrCorrupt, r.Type)
+		return fmt.Errorf("%w: record %d is of type %d (%s)", ErrUnsupported, r.LSN, uint8(r.Type), r.Type)
 	}
 	if r.Disk == GroupWide {
 		return fmt.Errorf("%w: %s without a disk", ErrCorrupt, r.Type)
@@ -128,15 +135,16 @@ func (r *Record) Check() error {
 	return nil
 }
 
-// Verify checks fields and record sum.
+// Verify checks fields and record sum. A record is ErrUnsupported only if its sum is right.
 func (r *Record) Verify() error {
-	if err := r.Check(); err != nil {
+	err := r.Check()
+	if err != nil && !errors.Is(err, ErrUnsupported) {
 		return err
 	}
 	if s := r.ComputeSum(); s != r.Sum {
 		return fmt.Errorf("%w: record %d has sum %08x, want %08x", ErrCorrupt, r.LSN, s, r.Sum)
 	}
-	return nil
+	return err
 }
 
 // End is Offset+Length.
@@ -216,6 +224,8 @@ func DecodeStored(b []byte, seed uint32, inflate Inflate) (Record, int, error) {
 		Disk: le.Uint32(h[48:]), Offset: le.Uint64(h[56:]), Length: le.Uint64(h[64:]), Sum: le.Uint32(h[80:])}
 	copy(r.Lineage[:], h[16:32])
 	switch codec := h[8]; {
+	case codec > CodecZstd:
+		return Record{}, 0, fmt.Errorf("%w: payload of record %d is stored under codec %d", ErrUnsupported, r.LSN, codec)
 	case codec == CodecRaw && raw == stored:
 		r.Payload = b[HeaderSize:n:n]
 	case codec != CodecRaw && inflate != nil:
@@ -228,7 +238,7 @@ func DecodeStored(b []byte, seed uint32, inflate Inflate) (Record, int, error) {
 		}
 		r.Payload = p
 	default:
-		return Record{}, 0, fmt.Errorf("%w: codec %d is not known to this release", ErrCorrupt, codec)
+		return Record{}, 0, fmt.Errorf("%w: payload of record %d: %d bytes stored under codec %d for %d", ErrCorrupt, r.LSN, stored, codec, raw)
 	}
 	if err := r.Verify(); err != nil {
 		return Record{}, 0, err
