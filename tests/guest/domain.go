@@ -41,6 +41,11 @@ func FileDisk(path, target string) string {
     </disk>`, path, target)
 }
 
+// NIC is an <interface> element on a libvirt network, for Domain.Extra.
+func NIC(network, mac string) string {
+	return fmt.Sprintf("<interface type='network'><mac address='%s'/><source network='%s'/><model type='virtio'/></interface>", mac, network)
+}
+
 // XML is the domain's definition. Paths must need no quoting.
 func (d Domain) XML() string {
 	kind, mem, uuid, boot := d.Type, d.MemoryMiB, "", "<boot dev='hd'/>"

@@ -220,8 +220,9 @@ func run(stdin, name string, args ...string) error {
 	return nil
 }
 
-// BuildExt4 makes a raw image of size bytes that is one ext4 file system.
-func BuildExt4(path string, size int64) error {
+// BuildExt4 makes a raw image of size bytes that is one ext4 file system, with
+// further options of mke2fs.
+func BuildExt4(path string, size int64, options ...string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -229,5 +230,5 @@ func BuildExt4(path string, size int64) error {
 	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
 		return err
 	}
-	return run("", "mke2fs", "-q", "-F", "-t", "ext4", path)
+	return run("", "mke2fs", append(append([]string{"-q", "-F", "-t", "ext4"}, options...), path)...)
 }

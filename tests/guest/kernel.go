@@ -55,8 +55,8 @@ func numbers(v string) []int {
 
 // Modules a guest loads at boot, and those it carries to load on demand.
 var (
-	bootModules  = []string{"virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "virtio-rng"}
-	extraModules = []string{"nbd", "virtio_net"}
+	bootModules  = []string{"virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "virtio-rng", "virtio_net"}
+	extraModules = []string{"nbd"}
 )
 
 // module is one kernel module, ready to load.

@@ -106,6 +106,14 @@ func (l *Lab) configure() error {
 	if _, err := l.places(); err != nil {
 		return err
 	}
+	hooks := filepath.Join(l.Dir, "etc/hooks")
+	if err := os.MkdirAll(hooks, 0o755); err != nil {
+		return err
+	}
+	hook := fmt.Sprintf("#!/bin/sh\n[ \"$2\" != prepare ] || [ ! -x '%[1]s' ] || exec '%[1]s' \"$1\"\n", l.beforeStart())
+	if err := os.WriteFile(filepath.Join(hooks, "qemu"), []byte(hook), 0o755); err != nil {
+		return err
+	}
 	for name, text := range map[string]string{
 		"libvirtd.conf": "auth_unix_rw = \"none\"\nunix_sock_rw_perms = \"0770\"\nlog_outputs = \"2:file:" + filepath.Join(l.Dir, "log/libvirtd.log") + "\"\n",
 		// Two libvirts of one host would make control groups of the same names.
@@ -121,6 +129,33 @@ func (l *Lab) configure() error {
 
 // Log is the path of libvirtd's log, warnings and errors.
 func (l *Lab) Log() string { return filepath.Join(l.Dir, "log/libvirtd.log") }
+
+func (l *Lab) beforeStart() string { return filepath.Join(l.Dir, "before-start") }
+
+// BeforeStart has libvirt run a shell script before it starts QEMU for a
+// guest, with the guest's name as $1; the guest starts only if it succeeds.
+func (l *Lab) BeforeStart(script string) error {
+	return os.WriteFile(l.beforeStart(), []byte("#!/bin/sh\nset -e\n"+script+"\n"), 0o755)
+}
+
+// Network defines and starts a libvirt network: a bridge without addresses,
+// in the Lab's own network namespace, whose end is also the bridge's.
+func (l *Lab) Network(ctx context.Context, name string) error {
+	if l.opts.NetNS == "" {
+		return fmt.Errorf("network %s needs a Lab with a network namespace", name)
+	}
+	file := filepath.Join(l.Dir, "network-"+name+".xml")
+	if err := os.WriteFile(file, []byte("<network><name>"+name+"</name></network>"), 0o644); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"net-define", file}, {"net-start", name}} {
+		out, err := exec.CommandContext(ctx, "virsh", append([]string{"-q", "-c", l.URI}, args...)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("virsh %v: %w: %s", args, err, out)
+		}
+	}
+	return nil
+}
 
 // GuestDir makes a folder in which QEMU's user may make consoles, images and sockets.
 func (l *Lab) GuestDir(name string) (string, error) {

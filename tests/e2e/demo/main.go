@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -39,7 +40,7 @@ func run(kagami string, keep, disk bool, limit time.Duration) error {
 	defer cancel()
 	began := time.Now()
 	sum, err := stage.Story(ctx, stage.StoryOptions{Kagami: path, Out: os.Stdout, FromDisk: disk, Keep: keep})
-	if err == nil {
+	if sum.Checked {
 		fmt.Printf("\n%s  %-46s %.1f s\n", sum.Table(), "the whole story", time.Since(began).Seconds())
 	}
 	if sum.Stage == nil {
@@ -51,5 +52,5 @@ func run(kagami string, keep, disk bool, limit time.Duration) error {
 	fmt.Printf("\nEverything is left running; Ctrl-C ends it.\n  config files: %s %s\n  status: %s status --socket %s\n",
 		sum.Stage.Main.Config(), sum.Stage.DR.Config(), path, filepath.Join(sum.Stage.Dir, stage.DRName, "run", "control.sock"))
 	<-signals.Done()
-	return sum.Stage.Close()
+	return errors.Join(err, sum.Stage.Close())
 }

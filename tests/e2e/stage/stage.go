@@ -151,7 +151,7 @@ func (s *Site) build(ctx context.Context) error {
 	}
 	if s.stage.o.Libvirt {
 		var err error
-		if s.Lab, err = lab.Start(ctx, lab.Options{}); err != nil {
+		if s.Lab, err = lab.Start(ctx, lab.Options{NetNS: s.stage.Link.Name(s.side)}); err != nil {
 			return fmt.Errorf("start libvirt: %w", err)
 		}
 	}

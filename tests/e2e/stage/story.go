@@ -1,18 +1,20 @@
 package stage
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"libvirt.org/go/libvirtxml"
 
 	"kagami/appliance/control"
 	"kagami/tests/guest"
@@ -31,30 +33,13 @@ type StoryOptions struct {
 	Load     time.Duration // how long the writer runs under protection; 8 s when 0
 }
 
-// Step is one step of a story and how long it took.
-type Step struct {
-	Name string
-	Took time.Duration
-}
-
-// Summary is how a story ended.
-type Summary struct {
-	Stage          *Stage // only with Keep
-	RTT            string // as pinged
-	Acked          workload.Acks
-	Found          workload.Report
-	Lost           uint64 // records acknowledged at the source and not intact at the replica
-	Report         control.FailoverReport
-	GuestBytes     uint64 // written by the guest and the block copy, as the source counted last
-	ShippedBytes   uint64 // on the data connections, since they came up last
-	FSClean        bool
-	FSOutput       string
-	Steps          []Step
-	SourceRestarts int
-}
-
-// vmName is the story's VM.
-const vmName = "vm1"
+// The story's VM, at the source and at the replica.
+const (
+	vmName, replicaName           = "vm1", "vm1-dr"
+	sourceNetwork, replicaNetwork = "production", "recovery"
+	vmUUID                        = "6b1d2c9e-0000-4000-8000-00000000000d"
+	vmMAC                         = "52:54:00:6b:67:01"
+)
 
 type story struct {
 	o       StoryOptions
@@ -105,8 +90,10 @@ func (t *story) play() error {
 		{"write on", t.load},
 		{"disaster: QEMU and the source daemon are killed, the line is cut", t.disaster},
 		{"fail over", t.failover},
+		{"check the file system as the failover left it", t.fsck},
+		{"look at the replica VM", t.identity},
 		{"look for every acknowledged record in the replica VM", t.check},
-		{"check the file system", t.fsck},
+		{"stop the replica VM and check the file system again", t.stop},
 	} {
 		t.say("── %s", step.name)
 		began := time.Now()
@@ -154,10 +141,14 @@ func (t *story) setUp() error {
 }
 
 // mapAtDR writes what the replica needs beyond the protected disk into the
-// config file of the other site: a kernel for direct boot, the unprotected
-// disk, the places of consoles.
+// config file of the other site: another name and network, a kernel for direct
+// boot, the unprotected disk, the places of consoles. UUID and MAC are kept.
 func (t *story) mapAtDR() error {
-	text := fmt.Sprintf("groups:\n  - name: %s\n    domain:\n      paths:\n        - from: %s\n          to: %s\n", vmName, t.mainDir, t.drDir)
+	if err := t.s.DR.Lab.Network(t.ctx, replicaNetwork); err != nil {
+		return err
+	}
+	text := fmt.Sprintf("groups:\n  - name: %s\n    domain:\n      name: %s\n      networks:\n        - from: %s\n          to: %s\n      paths:\n        - from: %s\n          to: %s\n",
+		vmName, replicaName, sourceNetwork, replicaNetwork, t.mainDir, t.drDir)
 	if !t.o.FromDisk {
 		kernel, initrd, err := guest.BuildInitrd(t.drDir)
 		if err != nil {
@@ -181,7 +172,10 @@ func (t *story) mapAtDR() error {
 }
 
 func (t *story) bootGuest() error {
-	d := guest.Domain{Name: vmName, UUID: "6b1d2c9e-0000-4000-8000-00000000000d", Dir: t.mainDir}
+	if err := t.s.Main.Lab.Network(t.ctx, sourceNetwork); err != nil {
+		return err
+	}
+	d := guest.Domain{Name: vmName, UUID: vmUUID, Dir: t.mainDir, Extra: guest.NIC(sourceNetwork, vmMAC)}
 	image := filepath.Join(t.mainDir, "data.raw")
 	if t.o.FromDisk {
 		if err := guest.BuildGPTDisk(image, guest.GPTOptions{}); err != nil {
@@ -196,7 +190,11 @@ func (t *story) bootGuest() error {
 		d.Kernel, d.Initrd = kernel, initrd
 		d.Type = guest.DomainType(t.ctx, kernel, initrd)
 		scratch := filepath.Join(t.mainDir, "scratch.raw")
-		if err := errors.Join(guest.BuildExt4(image, 256<<20), guest.BuildExt4(scratch, 32<<20), t.s.Main.Lab.AllowQEMU(scratch)); err != nil {
+		ballast, err := t.ballast()
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(guest.BuildExt4(image, 256<<20, "-d", ballast), guest.BuildExt4(scratch, 32<<20), t.s.Main.Lab.AllowQEMU(scratch)); err != nil {
 			return err
 		}
 		d.Disks = []string{guest.FileDisk(scratch, "vda"), guest.FileDisk(image, "vdb")}
@@ -218,6 +216,23 @@ func (t *story) bootGuest() error {
 		t.say("   %s", strings.TrimSpace(out))
 		return err
 	})
+}
+
+// ballastBytes fill the disk beside the writer's files, so that the first copy
+// takes long enough to be watched: a second at 1 Gbit/s.
+const ballastBytes = 128 << 20
+
+// ballast makes a folder with a file that does not compress.
+func (t *story) ballast() (string, error) {
+	dir := filepath.Join(t.mainDir, "ballast")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	b := make([]byte, ballastBytes)
+	if _, err := rand.NewChaCha8([32]byte{1}).Read(b); err != nil {
+		return "", err
+	}
+	return dir, os.WriteFile(filepath.Join(dir, "ballast"), b, 0o644)
 }
 
 func (t *story) virsh(site *Site, args ...string) error {
@@ -277,8 +292,12 @@ func (t *story) protect() error {
 	if !t.o.FromDisk {
 		args = append(args, "--disk", t.disk)
 	}
-	if err := t.show(t.s.Main, args...); err != nil {
+	bar, err := t.showBar(t.s.Main, args...)
+	if err != nil {
 		return err
+	}
+	if !t.o.FromDisk && (!strings.Contains(bar, "[#") || !strings.Contains(bar, "/s") || !strings.Contains(bar, " left")) {
+		return fmt.Errorf("protect drew no bar with rate and time left; its progress: %q", bar)
 	}
 	for _, site := range []*Site{t.s.Main, t.s.DR} {
 		t.say("   kagami status at site %s:", site.Name)
@@ -292,28 +311,6 @@ func (t *story) protect() error {
 	}
 	if !g.Protected {
 		return fmt.Errorf("after protect, status says %s, not protected", g.State)
-	}
-	return nil
-}
-
-// show runs a command and passes its output on, line by line.
-func (t *story) show(site *Site, args ...string) error {
-	t.say("   $ kagami %s", strings.Join(args, " "))
-	cmd := site.Command(t.ctx, args...)
-	r, w := io.Pipe()
-	cmd.Stdout, cmd.Stderr = w, w
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for sc := bufio.NewScanner(r); sc.Scan(); {
-			t.say("     %s", sc.Text())
-		}
-	}()
-	err := cmd.Run()
-	_ = w.Close() // never fails
-	<-done
-	if err != nil {
-		return fmt.Errorf("kagami %v at site %s: %w", args, site.Name, err)
 	}
 	return nil
 }
@@ -345,6 +342,9 @@ func (t *story) load() error {
 }
 
 func (t *story) killAppliance() error {
+	if err := t.countBytes(); err != nil {
+		return err
+	}
 	if err := t.s.Main.Kill(); err != nil {
 		return err
 	}
@@ -382,19 +382,25 @@ func (t *story) killAppliance() error {
 	return err
 }
 
-// disaster kills the QEMU process and the source daemon together and cuts the line.
-func (t *story) disaster() error {
-	g, err := t.s.Main.Group(t.ctx, vmName)
-	if err != nil {
-		return err
-	}
-	t.sum.GuestBytes = g.Written
+// countBytes adds what the source daemon has counted in its life.
+func (t *story) countBytes() error {
 	st, err := t.s.Main.Status(t.ctx)
 	if err != nil {
 		return err
 	}
+	for _, g := range st.Groups {
+		t.sum.GuestBytes += g.Written
+	}
 	for _, p := range st.Peers {
 		t.sum.ShippedBytes += p.SentBytes
+	}
+	return nil
+}
+
+// disaster kills the QEMU process and the source daemon together and cuts the line.
+func (t *story) disaster() error {
+	if err := t.countBytes(); err != nil {
+		return err
 	}
 	qemu, err := t.s.Main.Lab.GuestPID(vmName)
 	if err != nil {
@@ -423,6 +429,11 @@ func (t *story) failover() error {
 	if _, err := t.s.DR.AwaitGroup(ctx, vmName, "the source to be gone", func(g control.Group) bool { return !g.PeerUp }); err != nil {
 		return err
 	}
+	if t.o.FromDisk { // the VM mounts the disk as soon as it starts
+		if err := t.s.DR.Lab.BeforeStart(fmt.Sprintf("cp --sparse=always '%s' '%s'", t.replicaImage(), t.replayedImage())); err != nil {
+			return err
+		}
+	}
 	if err := t.show(t.s.DR, "failover", vmName); err != nil {
 		return err
 	}
@@ -434,6 +445,73 @@ func (t *story) failover() error {
 		return fmt.Errorf("status shows no failover")
 	}
 	t.sum.Report = *g.Failover
+	if t.sum.Report.Replayed == 0 {
+		return fmt.Errorf("no journal was replayed, although the guest was killed while it wrote")
+	}
+	return nil
+}
+
+func (t *story) replicaImage() string {
+	return filepath.Join(t.s.DR.StateDir(), "images", vmName, t.disk+".raw")
+}
+
+// replayedImage is the disk as the replay of the journals left it: a copy made
+// before the VM started, or the image itself, which the VM has not mounted yet.
+func (t *story) replayedImage() string {
+	if t.o.FromDisk {
+		return filepath.Join(t.drDir, "replayed.raw")
+	}
+	return t.replicaImage()
+}
+
+func (t *story) fsck() error {
+	err := t.e2fsck(t.replayedImage())
+	t.sum.FSClean = err == nil
+	return err
+}
+
+func (t *story) e2fsck(image string) error {
+	if t.o.FromDisk {
+		image = fmt.Sprintf("%s?offset=%d", image, guest.RootOffset)
+	}
+	out, err := exec.CommandContext(t.ctx, "e2fsck", "-fn", image).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("e2fsck -fn: %w: %s", err, out)
+	}
+	t.say("   e2fsck -fn: clean")
+	return nil
+}
+
+// identity looks at what the replica VM is, in libvirt and from inside.
+func (t *story) identity() error {
+	out, err := exec.CommandContext(t.ctx, "virsh", "-q", "-c", t.s.DR.Lab.URI, "dumpxml", replicaName).Output()
+	if err != nil {
+		return fmt.Errorf("definition of the replica VM: %w", err)
+	}
+	var d libvirtxml.Domain
+	if err := d.Unmarshal(string(out)); err != nil {
+		return err
+	}
+	if d.Devices == nil || len(d.Devices.Interfaces) != 1 {
+		return fmt.Errorf("the replica VM has not one network card: %s", out)
+	}
+	nic := d.Devices.Interfaces[0]
+	if nic.MAC == nil || nic.Source == nil || nic.Source.Network == nil {
+		return fmt.Errorf("the replica VM's network card: %+v", nic)
+	}
+	inside := ""
+	err = t.atConsole(t.drDir, func(c *guest.Console) error {
+		inside, err = c.Run(t.ctx, "cat /sys/class/net/eth0/address")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	got := []string{d.Name, d.UUID, nic.Source.Network.Network, nic.MAC.Address, strings.TrimSpace(inside)}
+	if want := []string{replicaName, vmUUID, replicaNetwork, vmMAC, vmMAC}; !slices.Equal(got, want) {
+		return fmt.Errorf("the replica VM's name, UUID, network, MAC, and MAC seen inside: %q, want %q", got, want)
+	}
+	t.say("   %s, UUID as before, MAC as before, on network %s (at the source: %s)", d.Name, replicaNetwork, sourceNetwork)
 	return nil
 }
 
@@ -446,6 +524,7 @@ func (t *story) check() error {
 		if t.sum.Found, err = c.Check(t.ctx, t.dataDir()); err != nil {
 			return err
 		}
+		t.sum.Checked = true
 		t.sum.Lost = lost(t.sum.Acked.Append, t.sum.Found.Append.Highest) + lost(t.sum.Acked.Blocks, t.sum.Found.Blocks.Highest)
 		t.say("   found intact: %d appends, %d overwrites; damage: %d", t.sum.Found.Append.Highest, t.sum.Found.Blocks.Highest,
 			len(t.sum.Found.Append.Damage)+len(t.sum.Found.Blocks.Damage))
@@ -467,8 +546,8 @@ func lost(acked, found uint64) uint64 {
 	return acked - found
 }
 
-// fsck stops the replica VM cleanly and looks at its file system from outside.
-func (t *story) fsck() error {
+// stop stops the replica VM cleanly and looks at what it left.
+func (t *story) stop() error {
 	if t.o.Keep {
 		t.say("   left out: the VM is kept running")
 		return nil
@@ -482,40 +561,5 @@ func (t *story) fsck() error {
 	if _, err := t.s.DR.AwaitGroup(ctx, vmName, "the VM to stop", func(g control.Group) bool { return g.Disks[0].Clients == 0 }); err != nil {
 		return err
 	}
-	image := filepath.Join(t.s.DR.StateDir(), "images", vmName, t.disk+".raw")
-	if t.o.FromDisk {
-		image = fmt.Sprintf("%s?offset=%d", image, guest.RootOffset)
-	}
-	out, err := exec.CommandContext(t.ctx, "e2fsck", "-fn", image).CombinedOutput()
-	t.sum.FSOutput, t.sum.FSClean = string(out), err == nil
-	if err != nil {
-		return fmt.Errorf("e2fsck -fn: %w: %s", err, out)
-	}
-	t.say("   e2fsck -fn: clean")
-	return nil
-}
-
-// JSON is the summary for programs.
-func (s Summary) JSON() ([]byte, error) {
-	s.Stage = nil
-	return json.MarshalIndent(s, "", "  ")
-}
-
-// Table is the summary for people.
-func (s Summary) Table() string {
-	var b strings.Builder
-	row := func(what, format string, a ...any) { fmt.Fprintf(&b, "  %-46s %s\n", what, fmt.Sprintf(format, a...)) }
-	row("records acknowledged (append+fsync)", "%d", s.Acked.Append)
-	row("records acknowledged (overwrite+fdatasync)", "%d", s.Acked.Blocks)
-	row("found intact at the replica", "%d + %d", s.Found.Append.Highest, s.Found.Blocks.Highest)
-	row("lost", "%d", s.Lost)
-	row("RPO (age of the last epoch at failover)", "%.3f s", s.Report.RPOSeconds)
-	row("RTO (failover begun to VM started)", "%.3f s", s.Report.RTOSeconds)
-	row("journal transactions replayed", "%d", s.Report.Replayed)
-	row("bytes written by the guest since the restart", "%d", s.GuestBytes)
-	row("bytes shipped since the restart", "%d", s.ShippedBytes)
-	for _, st := range s.Steps {
-		row(st.Name, "%.1f s", st.Took.Seconds())
-	}
-	return b.String()
+	return t.e2fsck(t.replicaImage())
 }
