@@ -47,6 +47,7 @@ type fake struct {
 	protect   func(context.Context, control.ProtectRequest, func(control.Event)) error
 	unprotect func(context.Context, control.UnprotectRequest, func(control.Event)) error
 	failover  func(context.Context, control.FailoverRequest, func(control.Event)) (control.FailoverReport, error)
+	forget    func(context.Context, control.ForgetRequest, func(control.Event)) error
 }
 
 func (f *fake) Status(context.Context) (control.Status, error) { return f.st, nil }
@@ -61,6 +62,10 @@ func (f *fake) Unprotect(ctx context.Context, r control.UnprotectRequest, emit f
 
 func (f *fake) Failover(ctx context.Context, r control.FailoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
 	return f.failover(ctx, r, emit)
+}
+
+func (f *fake) Forget(ctx context.Context, r control.ForgetRequest, emit func(control.Event)) error {
+	return f.forget(ctx, r, emit)
 }
 
 // serve runs the fake's control API and returns its socket.
@@ -292,6 +297,24 @@ func TestUnprotect(t *testing.T) {
 	r := kagami(t, "unprotect", "web", "--file", "vdb=/srv/a=b.raw", "--dry-run", "--socket", socket)
 	if r.code != 0 || got.VM != "web" || !got.DryRun || len(got.Files) != 1 || got.Files["vdb"] != "/srv/a=b.raw" {
 		t.Errorf("%+v, %+v", r, got)
+	}
+}
+
+func TestForget(t *testing.T) {
+	var got control.ForgetRequest
+	socket := serve(t, &fake{forget: func(_ context.Context, r control.ForgetRequest, emit func(control.Event)) error {
+		got = r
+		emit(control.Event{Step: "forget", Message: "state: /x"})
+		return nil
+	}})
+	if r := kagami(t, "forget", "web", "--force", "--dry-run", "--socket", socket); r.code != 0 || !strings.Contains(r.err, "state: /x") {
+		t.Errorf("%+v", r)
+	}
+	if want := (control.ForgetRequest{Group: "web", Force: true, DryRun: true}); got != want {
+		t.Errorf("%+v", got)
+	}
+	if r := kagami(t, "forget", "--socket", socket); r.code != control.ExitUsage || r.err != "kagami: kagami forget wants the name of one group, not 0 arguments\n  next: see kagami forget --help\n" {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -183,7 +183,9 @@ func TestYAMLQuotesWhatIsNotPlain(t *testing.T) {
 }
 
 func TestExampleIsAcceptedAndComplete(t *testing.T) {
-	mustParse(t, string(Example()))
+	if c := mustParse(t, string(Example())); len(c.Groups) != 0 {
+		t.Errorf("the example, filled in at both sites, declares groups: %+v", c.Groups)
+	}
 	// With every optional line uncommented it must name every key there is.
 	text := uncomment(string(Example()))
 	r := newReader("example.yaml")

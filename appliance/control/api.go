@@ -12,6 +12,7 @@ type Backend interface {
 	Protect(ctx context.Context, req ProtectRequest, emit func(Event)) error
 	Unprotect(ctx context.Context, req UnprotectRequest, emit func(Event)) error
 	Failover(ctx context.Context, req FailoverRequest, emit func(Event)) (FailoverReport, error)
+	Forget(ctx context.Context, req ForgetRequest, emit func(Event)) error
 }
 
 // Exit codes of the command line, also carried by Error.
@@ -86,6 +87,13 @@ type FailoverReport struct {
 	Notes      []string  `json:"notes,omitempty"`
 	Domain     string    `json:"domain,omitempty"`
 	Replayed   int       `json:"replayed_transactions"`
+}
+
+// ForgetRequest asks this site to give up what it has of a group.
+type ForgetRequest struct {
+	Group  string `json:"group"`
+	Force  bool   `json:"force,omitempty"`
+	DryRun bool   `json:"dry_run,omitempty"`
 }
 
 // Status is everything this site knows.

@@ -65,6 +65,11 @@ func (c *Client) Failover(ctx context.Context, req FailoverRequest, emit func(Ev
 	return report, c.run(ctx, "failover", req, emit, &report)
 }
 
+// Forget gives up a group at this site. Ending ctx ends only the waiting for it.
+func (c *Client) Forget(ctx context.Context, req ForgetRequest, emit func(Event)) error {
+	return c.run(ctx, "forget", req, emit, nil)
+}
+
 func (c *Client) get(ctx context.Context, path string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()

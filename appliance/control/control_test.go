@@ -25,6 +25,7 @@ type fake struct {
 	protect   func(context.Context, ProtectRequest, func(Event)) error
 	unprotect func(context.Context, UnprotectRequest, func(Event)) error
 	failover  func(context.Context, FailoverRequest, func(Event)) (FailoverReport, error)
+	forget    func(context.Context, ForgetRequest, func(Event)) error
 }
 
 func (f *fake) Status(ctx context.Context) (Status, error) { return f.status(ctx) }
@@ -39,6 +40,10 @@ func (f *fake) Unprotect(ctx context.Context, r UnprotectRequest, emit func(Even
 
 func (f *fake) Failover(ctx context.Context, r FailoverRequest, emit func(Event)) (FailoverReport, error) {
 	return f.failover(ctx, r, emit)
+}
+
+func (f *fake) Forget(ctx context.Context, r ForgetRequest, emit func(Event)) error {
+	return f.forget(ctx, r, emit)
 }
 
 // serve runs a server for the test and returns its socket and a client.
@@ -119,6 +124,7 @@ func TestStreams(t *testing.T) {
 	var gotP ProtectRequest
 	var gotU UnprotectRequest
 	var gotF FailoverRequest
+	var gotG ForgetRequest
 	steps := func(emit func(Event)) {
 		emit(Event{Step: "check", Message: "ok"})
 		emit(Event{Step: "sync", Done: 10, Total: 10, Rate: 5, ETASeconds: 0})
@@ -131,6 +137,7 @@ func TestStreams(t *testing.T) {
 			steps(emit)
 			return FailoverReport{Group: "web", LSN: 9}, nil
 		},
+		forget: func(_ context.Context, r ForgetRequest, emit func(Event)) error { gotG = r; steps(emit); return nil },
 	}
 	_, c, _ := serve(t, b, ServerOptions{})
 	var seen []Event
@@ -151,6 +158,11 @@ func TestStreams(t *testing.T) {
 	rep, err := c.Failover(t.Context(), f, emit)
 	if err != nil || gotF != f || rep.LSN != 9 || rep.Group != "web" || !reflect.DeepEqual(seen, wantEvents) {
 		t.Errorf("%+v, %+v, %v, %v", gotF, rep, err, seen)
+	}
+	g := ForgetRequest{Group: "web", Force: true, DryRun: true}
+	seen = nil
+	if err := c.Forget(t.Context(), g, emit); err != nil || gotG != g || !reflect.DeepEqual(seen, wantEvents) {
+		t.Errorf("%+v, %v, %v", gotG, err, seen)
 	}
 }
 
@@ -211,6 +223,7 @@ func TestBadRequests(t *testing.T) {
 		{"POST", "/v1/unprotect", `{"vm":""}`, 400, "vm must have"},
 		{"POST", "/v1/unprotect", `{"vm":"a","files":{"` + long + `":"x"}}`, 400, "files must have"},
 		{"POST", "/v1/failover", `{"vm":""}`, 400, "vm must have"},
+		{"POST", "/v1/forget", `{"group":""}`, 400, "group must have"},
 		{"POST", "/v1/failover", `{"vm":"a","froce":true}`, 400, "unknown field"},
 		{"GET", "/v1/protect", ``, 404, "does not know GET /v1/protect"},
 		{"POST", "/v1/status", ``, 404, "does not know POST /v1/status"},

@@ -7,6 +7,7 @@
 //	POST /v1/protect    ProtectRequest   → stream, no result
 //	POST /v1/unprotect  UnprotectRequest → stream, no result
 //	POST /v1/failover   FailoverRequest  → stream, FailoverReport
+//	POST /v1/forget     ForgetRequest    → stream, no result
 //	GET  /metrics       Prometheus text
 //
 // A stream is NDJSON: one Event per line while the operation runs, then one
@@ -18,8 +19,8 @@
 // When the client of a running operation goes away:
 //
 //   - protect and unprotect are cancelled, and roll back;
-//   - failover goes on, because half a failover helps nobody. Its outcome is
-//     in the status.
+//   - failover and forget go on, because half of either helps nobody. The
+//     outcome is in the status.
 //
 // When the server is closed, all of them are cancelled and waited for.
 //

@@ -97,6 +97,7 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /v1/protect", s.protect)
 	mux.HandleFunc("POST /v1/unprotect", s.unprotect)
 	mux.HandleFunc("POST /v1/failover", s.failover)
+	mux.HandleFunc("POST /v1/forget", s.forget)
 	if s.opts.Metrics != nil {
 		mux.Handle("GET /metrics", s.opts.Metrics)
 	}
@@ -189,6 +190,20 @@ func (s *Server) failover(w http.ResponseWriter, r *http.Request) {
 	}})
 }
 
+func (s *Server) forget(w http.ResponseWriter, r *http.Request) {
+	var req ForgetRequest
+	if !read(w, r, &req) {
+		return
+	}
+	if err := named("group", req.Group); err != nil {
+		fail(w, http.StatusBadRequest, badRequest(err))
+		return
+	}
+	s.stream(w, r, job{op: "forget", vm: req.Group, goesOn: true, run: func(ctx context.Context, emit func(Event)) (any, error) {
+		return nil, s.backend.Forget(ctx, req, emit)
+	}})
+}
+
 // read takes one JSON value of known keys from the body, or answers why not.
 func read(w http.ResponseWriter, r *http.Request, into any) bool {
 	// The server has no ReadTimeout: it would end operations that take longer.
@@ -212,7 +227,7 @@ func read(w http.ResponseWriter, r *http.Request, into any) bool {
 }
 
 func badRequest(err error) *Error {
-	return &Error{Code: "bad-request", Message: err.Error(), Exit: ExitUsage}
+	return &Error{Code: "bad-request", Message: err.Error(), Hint: "see kagami help; command line and daemon may be of different releases", Exit: ExitUsage}
 }
 
 func named(key, value string) error {

@@ -293,7 +293,8 @@ func (d *Daemon) openGroups() error {
 		g.broken = err
 		d.groups[name] = g
 	}
-	return d.declareGroups()
+	d.declareGroups()
+	return nil
 }
 
 // startGroups starts what the groups' roles ask for. A group that cannot start
@@ -301,7 +302,7 @@ func (d *Daemon) openGroups() error {
 func (d *Daemon) startGroups() {
 	for _, g := range d.snapshot() {
 		if err := g.start(); err != nil {
-			g.fail(err)
+			g.fail(imageTrouble(err))
 		}
 	}
 }
@@ -346,6 +347,10 @@ func (d *Daemon) lookup(name string) (*group, error) {
 	g := d.find(name)
 	if g == nil {
 		return nil, notFound(fmt.Sprintf("site %s has no group %s", d.cfg.Site, name), "kagami status lists the groups of this site")
+	}
+	var e *control.Error
+	if errors.As(g.broken, &e) {
+		return nil, e
 	}
 	if g.broken != nil {
 		return nil, failure("failed", fmt.Sprintf("the state of %s cannot be read: %v", name, g.broken), "put the group's folder right, or restore it, and restart the daemon")

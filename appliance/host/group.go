@@ -174,6 +174,9 @@ func (g *group) start() error {
 	switch {
 	case g.broken != nil:
 		return g.broken
+	case g.current() == Undeclared: // serves nothing
+		g.alarm(undeclaredAlarm, fmt.Sprintf("the config file does not declare %s any more, so it is not served: declare it again and restart the daemon, or end it with kagami forget %s", g.name, g.name))
+		return nil
 	case f.Phase == Ending:
 		g.leave()
 		return nil

@@ -68,7 +68,7 @@ func isTaken(vm string, g *group) error {
 	case g == nil:
 		return refused("another operation is under way on "+vm, "wait for it; see kagami status")
 	case g.snapshot().Phase == Ending:
-		return refused(fmt.Sprintf("%s was unprotected, but site %s could not be told yet", vm, g.snapshot().Peer), "bring that site back; it is told as soon as it is connected")
+		return g.snapshot().leaving()
 	}
 	return refused(fmt.Sprintf("%s is already a group at this site (%s, %s)", vm, g.snapshot().Role, g.current()), "see kagami status "+vm)
 }

@@ -169,6 +169,9 @@ func (d *Daemon) makeImage(f diskFile) error {
 	return img.Close()
 }
 
+// asideTime ends the names of what was put aside.
+const asideTime = "20060102T150405.000"
+
 // moveAside renames an existing file so that nothing is ever overwritten, and
 // returns its new name; "" when there is no such file. The caller fsyncs the folder.
 func (d *Daemon) moveAside(path string) (string, error) {
@@ -179,7 +182,7 @@ func (d *Daemon) moveAside(path string) (string, error) {
 	if err := old.Close(); err != nil {
 		return "", fmt.Errorf("close %s: %w", path, err)
 	}
-	aside := fmt.Sprintf("%s.old-%s", path, time.Now().UTC().Format("20060102T150405.000"))
+	aside := fmt.Sprintf("%s.old-%s", path, time.Now().UTC().Format(asideTime))
 	if err := d.fs.Rename(path, aside); err != nil {
 		return "", fmt.Errorf("put %s aside: %w", path, err)
 	}

@@ -14,6 +14,9 @@ const (
 	Detached  State = "unmirrored" // promoted and serving, without a replica
 	Fenced    State = "fenced"     // superseded by a promotion elsewhere: serves nothing
 	Leaving   State = "leaving"    // ended here: serves nothing; the replica's site has to be told
+	// Undeclared: the config file declares the group's disks no more. It serves
+	// nothing, and only a start of the daemon leads in or out.
+	Undeclared State = "undeclared"
 
 	Waiting   State = "waiting"   // no source is attached
 	Receiving State = "receiving" // a source is attached
@@ -55,6 +58,7 @@ var transitions = map[State]map[Input]State{
 	Detached:  {Released: Detached},
 	Fenced:    {LinkLost: Fenced, Superseded: Fenced},
 	Leaving:   {LinkLost: Leaving},
+	// Undeclared takes nothing.
 	Waiting:   {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
 	Receiving: {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
 	Promoting: {SourceLeft: Promoting, PromoteBegun: Promoting, PromoteUndo: Waiting, Promoted: Detached},

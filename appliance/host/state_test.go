@@ -6,7 +6,7 @@ import (
 )
 
 var (
-	allStates = []State{Syncing, Streaming, Stalled, Resyncing, Detached, Fenced, Waiting, Receiving, Promoting, Failed}
+	allStates = []State{Syncing, Streaming, Stalled, Resyncing, Detached, Fenced, Waiting, Receiving, Promoting, Failed, Undeclared}
 	allInputs = []Input{LinkLost, Attached, SyncBegun, SyncEnded, ResyncBegun, ResyncEnded, Superseded, SourceCame, SourceLeft, PromoteBegun, PromoteUndo, Promoted, Broken}
 )
 
@@ -24,6 +24,8 @@ func TestStateMachine(t *testing.T) {
 					t.Errorf("%s + %s: refused, but the state changed to %s", from, in, to)
 				case from == Failed && to != Failed:
 					t.Errorf("%s + %s: left the failed state", from, in)
+				case from == Undeclared && to != Undeclared && to != Failed && to != Leaving:
+					t.Errorf("%s + %s: a group that is not declared became %s", from, in, to)
 				case from == Fenced && to != Fenced && to != Failed:
 					t.Errorf("%s + %s: a fenced source came back as %s", from, in, to)
 				case to == Detached && from != Detached && (in != Promoted || !bool(may)):
@@ -38,7 +40,7 @@ func TestStateMachine(t *testing.T) {
 
 // TestEveryStateIsReached and left where that is meant: no dead entry in the table.
 func TestEveryStateIsReached(t *testing.T) {
-	reached := map[State]bool{Stalled: true, Waiting: true} // where groups begin
+	reached := map[State]bool{Stalled: true, Waiting: true, Undeclared: true} // where groups begin
 	for range allStates {
 		for from := range reached {
 			for _, in := range allInputs {

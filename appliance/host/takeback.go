@@ -200,17 +200,27 @@ func (g *group) farewell(ctx context.Context) error {
 		if err != nil {
 			return err // ctx has ended
 		}
+		if g.d.find(g.name) != g {
+			return nil // forgotten meanwhile
+		}
 		err = sess.Call(ctx, wire.MethodRemove, wire.RemoveRequest{Group: f.ID, Purge: f.Purge}, nil)
 		var werr *wire.Error
-		if err == nil || errors.As(err, &werr) && werr.Code == wire.CodeNotFound {
+		told := err == nil || errors.As(err, &werr) && werr.Code == wire.CodeNotFound
+		if told && g.op.TryLock() { // nobody forgets it meanwhile
+			defer g.op.Unlock()
 			break
 		}
-		g.alarm("leave", fmt.Sprintf("site %s did not remove its replica: %v", f.Peer, err))
+		if !told {
+			g.alarm("leave", fmt.Sprintf("site %s did not remove its replica: %v", f.Peer, err))
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(farewellRetry):
 		}
+	}
+	if g.d.find(g.name) != g {
+		return nil // forgotten; the name may be another group's
 	}
 	return g.vanish()
 }

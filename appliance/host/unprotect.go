@@ -79,13 +79,13 @@ func (d *Daemon) planUnprotect(ctx context.Context, g *group, req control.Unprot
 	case f.Role == RoleReplica:
 		return nil, refused(fmt.Sprintf("site %s holds the replica of %s", d.cfg.Site, g.name), "run kagami unprotect at site "+f.Peer)
 	case f.Phase == Ending:
-		return nil, refused(fmt.Sprintf("%s was unprotected, but site %s could not be told yet", g.name, f.Peer), "bring that site back; it is told as soon as it is connected")
+		return nil, f.leaving()
 	case f.Phase == Recovering || f.Phase == Booting:
 		return nil, refused("the failover of "+g.name+" has not ended", "run kagami failover "+g.name+" again first")
 	case f.Fenced != "":
-		return nil, refused(fmt.Sprintf("%s was promoted at site %s; what is here is superseded", g.name, f.Peer), "run kagami unprotect at site "+f.Peer)
+		return nil, refused(fmt.Sprintf("%s was promoted at site %s; what is here is superseded", g.name, f.Peer), fmt.Sprintf("run kagami unprotect at site %s; kagami forget %s gives up what is left here", f.Peer, g.name))
 	case f.VM == "":
-		return nil, refused(g.name+" belongs to no VM", "take it out of the config file and restart the daemon")
+		return nil, refused(g.name+" belongs to no VM", fmt.Sprintf("take it out of the config file, restart the daemon, then run kagami forget %s", g.name))
 	}
 	if err := d.mustRun(ctx, g); err != nil {
 		return nil, err
@@ -101,6 +101,17 @@ func (d *Daemon) planUnprotect(ctx context.Context, g *group, req control.Unprot
 		return nil, err
 	}
 	return files, d.roomForFiles(g, files)
+}
+
+// leaving refuses a command for a group that has ended here, and whose
+// replica's site is not told yet.
+func (f *groupFile) leaving() error {
+	what := "was unprotected"
+	if f.Purge {
+		what = "is not protected, its protect was taken back"
+	}
+	return refused(fmt.Sprintf("%s %s, but site %s could not be told yet", f.Name, what, f.Peer),
+		fmt.Sprintf("bring that site back: it is told as soon as it is connected; or give it up with kagami forget %s", f.Name))
 }
 
 // mustRun refuses a VM that does not run here: a disk moves live.
