@@ -104,6 +104,7 @@ type Group struct {
 	fresh    bool
 	damaged  damage
 	sealed   bool
+	refused  error  // the present session, for a record that this release does not support
 	stalled  string // why apply makes no progress, in words
 	since    time.Time
 	recovery string

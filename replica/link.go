@@ -86,7 +86,8 @@ func (l *link) readData(r *bufio.Reader) error {
 			return fmt.Errorf("%w: frame of type %d on a data connection", wire.ErrProtocol, t)
 		}
 		h, recs, err := wire.DecodeRecords(body, l.seed, l.s.o.Codec.Inflate)
-		if err != nil {
+		unsupported := errors.Is(err, epoch.ErrUnsupported)
+		if err != nil && !unsupported {
 			return fmt.Errorf("decode record frame: %w", err)
 		}
 		l.mu.Lock()
@@ -97,6 +98,10 @@ func (l *link) readData(r *bufio.Reader) error {
 		}
 		if b == nil {
 			return fmt.Errorf("%w: records for channel %d, which is not attached", wire.ErrProtocol, h.Channel)
+		}
+		if unsupported {
+			b.g.Refuse(b.ch, h.Session, err) // this group's stream ends here, the others go on
+			continue
 		}
 		if err := b.g.Receive(b.ch, h.Session, recs); err != nil {
 			return err

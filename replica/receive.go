@@ -61,6 +61,7 @@ func (g *Group) Detach(ch *Channel) {
 func (g *Group) admit(m wire.Manifest) error {
 	g.mu.Lock()
 	lineage, session, sealed, closing, err := g.lineage, g.session, g.sealed, g.closing, g.err
+	refused := g.refused
 	empty := g.durable.LSN == 0
 	g.mu.Unlock()
 	switch {
@@ -79,15 +80,36 @@ func (g *Group) admit(m wire.Manifest) error {
 	case m.Session < session:
 		return wire.Errorf(wire.CodeStale, "session %d is over: the source is at session %d", m.Session, session)
 	case m.Session == session && lineage == m.Lineage:
-		return nil
+		return refused
 	}
 	if err := g.o.Persist(m.Lineage, m.Session); err != nil {
 		return g.fail(fmt.Errorf("make session %d durable: %w", m.Session, err))
 	}
 	g.mu.Lock()
-	g.lineage, g.session = m.Lineage, m.Session
+	g.lineage, g.session, g.refused = m.Lineage, m.Session, nil
 	g.mu.Unlock()
 	return nil
+}
+
+// Refuse ends the stream over ch, which brought a record that this release does
+// not support: no acknowledgement may ever cover it. The present session is
+// refused from now on; a new one may do without such records.
+func (g *Group) Refuse(ch *Channel, session uint64, why error) {
+	g.mu.Lock()
+	mine := g.channel == ch && session == g.session
+	if mine {
+		g.refused = wire.Errorf(wire.CodeVersion, "the replica cannot go on: %v: upgrade its site", why)
+		g.ackLocked()
+		g.channel = nil
+	}
+	g.mu.Unlock()
+	if !mine {
+		return
+	}
+	g.o.Event(fmt.Sprintf("the source sends what this site cannot take: %v", why))
+	if g.o.Left != nil {
+		g.o.Left()
+	}
 }
 
 // endStream cuts off the present channel, makes every whole epoch durable and
@@ -297,6 +319,9 @@ func (g *Group) ackLocked() {
 	}
 	if g.unready {
 		flags |= wire.AckSpoolWaits
+	}
+	if g.refused != nil {
+		flags |= wire.AckRefused
 	}
 	g.channel.Ack(flags, g.session, g.expect-1, g.durable.LSN, g.applied.LSN)
 }

@@ -84,7 +84,12 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		s.begun = true
 	}
 	f := s.g.snapshot()
-	b := sess.Bind(s.eng, resp.Channel, f.Session, s.onAck)
+	b := sess.Bind(s.eng, resp.Channel, f.Session, func(a wire.Ack) {
+		if a.Flags&wire.AckRefused != 0 {
+			cancel(errRefused)
+		}
+		s.onAck(a)
+	})
 	defer b.Unbind()
 	s.setBinding(b)
 	defer s.setBinding(nil)
@@ -135,7 +140,10 @@ func (s *source) noteRefusal(err error) {
 	}
 }
 
-var errLinkLost = errors.New("link lost")
+var (
+	errLinkLost = errors.New("link lost")
+	errRefused  = errors.New("the replica takes no more of this stream") // the next attach says why
+)
 
 func (s *source) attach(ctx context.Context, sess *ship.Session) (wire.AttachResponse, error) {
 	var resp wire.AttachResponse

@@ -155,7 +155,11 @@ func TestWrongVersion(t *testing.T) {
 		words  []string
 	}{
 		{"it chooses version 99", func(wire.Hello) wire.Welcome { return wire.Welcome{Version: 99, Site: "dr", Release: "99.0"} },
-			[]string{"dr chose protocol version 99", "upgrade the older"}},
+			[]string{"peer dr (99.0) chose protocol version 99", "upgrade the older"}},
+		{"it requires a feature", func(wire.Hello) wire.Welcome {
+			return wire.Welcome{Version: 1, Required: 1 << 40, Site: "dr", Release: "99.0"}
+		},
+			[]string{"peer dr (99.0) requires features 0x10000000000 that this release does not have", "upgrade this site"}},
 		{"it refuses ours", func(h wire.Hello) wire.Welcome {
 			return wire.Welcome{Site: "dr", Release: "99.0", Error: wire.Errorf(wire.CodeVersion, "peer %s (%s) speaks protocol %d to %d, this release 98 to 99: upgrade the older site", h.Site, h.Release, h.MinVersion, h.MaxVersion)}
 		}, []string{"speaks protocol 1 to 1, this release 98 to 99", "upgrade the older"}},

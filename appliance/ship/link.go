@@ -207,12 +207,12 @@ func (l *Link) exchange(c net.Conn, link epoch.UUID, data bool, w *wire.Welcome)
 	if err := wire.DecodeJSON(body, w); err != nil {
 		return err
 	}
-	switch {
-	case w.Error != nil:
-		return fmt.Errorf("%s refuses the link: %w", l.o.Peer, w.Error)
-	case w.Version < wire.MinVersion || w.Version > wire.Version:
-		return fmt.Errorf("%s chose protocol version %d, this release speaks %d", l.o.Peer, w.Version, wire.Version)
-	case w.Site != l.o.Peer:
+	if err := w.Check(); err != nil && err == w.Error {
+		return fmt.Errorf("%s refuses the link: %w", l.o.Peer, err)
+	} else if err != nil {
+		return err
+	}
+	if w.Site != l.o.Peer {
 		return fmt.Errorf("expected site %s, the welcome is from %s", l.o.Peer, w.Site)
 	}
 	return c.SetDeadline(time.Time{})

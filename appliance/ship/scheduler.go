@@ -18,7 +18,7 @@ type Binding struct {
 	frames []*sentFrame // sent, not yet received, in the order of sending
 	bytes  int64        // in frames
 	redo   int64        // bytes that were lost and not yet taken again
-	full   bool         // the replica's spool has no room: its bytes do not count as in flight, nothing is sent
+	full   bool         // the replica's spool has no room, or it refuses the stream: its bytes do not count as in flight, nothing is sent
 	last   wire.Ack
 	seen   time.Time
 }
@@ -195,7 +195,7 @@ func (s *Session) acked(a wire.Ack) error {
 	}
 	clear(b.frames[len(kept):])
 	b.frames, b.last, b.seen = kept, a, time.Now()
-	s.setFullLocked(b, a.Flags&(wire.AckSpoolFull|wire.AckSpoolWaits) != 0)
+	s.setFullLocked(b, a.Flags&(wire.AckSpoolFull|wire.AckSpoolWaits|wire.AckRefused) != 0)
 	s.cond.Broadcast()
 	s.mu.Unlock()
 	if err := b.src.Acked(a.Session, a.Received, a.Durable); err != nil {

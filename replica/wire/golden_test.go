@@ -63,14 +63,14 @@ func goldenFrames(t testing.TB) []golden {
 		Disks: []Disk{{Slot: 0, ID: id, Name: "vdb", Size: 1 << 30, BlockSize: 512}}, VM: "vm1", Window: 1 << 20}
 	return []golden{
 		{"hello", js(TypeHello, Hello{MinVersion: 1, MaxVersion: 1, Site: "a", SiteID: id, Link: id, Data: true, Release: "0.1"}, 0), 0},
-		{"welcome", js(TypeWelcome, Welcome{Version: 1, Site: "b", SiteID: id, Seed: goldenSeed, Release: "0.1"}, 0), 0},
+		{"welcome", js(TypeWelcome, Welcome{Version: 1, Required: 1 << 63, Optional: 6, Site: "b", SiteID: id, Seed: goldenSeed, Release: "0.1"}, 0), 0},
 		{"refusal", js(TypeWelcome, Welcome{Version: 1, Site: "b", SiteID: id, Error: Errorf(CodeDenied, "no"), Release: "0.1"}, 0), 0},
 		{"records", recordFrame(4, 7, someRecords(100), goldenSeed), goldenSeed},
 		{"ack", AppendFrame(nil, TypeAck, Ack{Channel: 4, Flags: AckSpoolFull, Session: 7, Received: 102, Durable: 101, Applied: 100}.Append(nil), goldenSeed), goldenSeed},
 		{"ping", AppendFrame(nil, TypePing, []byte{1, 2, 3, 4, 5, 6, 7, 8}, goldenSeed), goldenSeed},
 		{"goodbye", AppendFrame(nil, TypeGoodbye, nil, goldenSeed), goldenSeed},
 		{"attach", js(TypeRequest, Request{ID: 1, Method: MethodAttach, Params: mustJSON(t, AttachRequest{Manifest: m, Create: true})}, goldenSeed), goldenSeed},
-		{"attached", js(TypeResponse, Response{ID: 1, Result: mustJSON(t, AttachResponse{Channel: 4, Replica: id, Pos: epoch.Pos{Lineage: id, Session: 2, LSN: 9}, Applied: 8, Complete: true})}, goldenSeed), goldenSeed},
+		{"attached", js(TypeResponse, Response{ID: 1, Result: mustJSON(t, AttachResponse{Channel: 4, Replica: epoch.UUID{0xcc}, Pos: epoch.Pos{Lineage: id, Session: 2, LSN: 9}, Applied: 8, Complete: true})}, goldenSeed), goldenSeed},
 		{"hash", js(TypeRequest, Request{ID: 2, Method: MethodHash, Params: mustJSON(t, HashRequest{Group: id, Session: 3, Chunk: 65536, Offsets: []int64{0, 65536}})}, goldenSeed), goldenSeed},
 	}
 }

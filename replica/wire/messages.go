@@ -20,10 +20,13 @@ type Hello struct {
 	Release    string     `json:"release"`
 }
 
-// Welcome answers Hello. Error is set when the connection is refused.
+// Welcome answers Hello. Error is set when the connection is refused. Each side
+// says what the other must understand (Required) and what it may use (Optional);
+// on the link holds what both know.
 type Welcome struct {
 	Version  int        `json:"version"`
-	Features uint64     `json:"features"`
+	Required uint64     `json:"required_features"`
+	Optional uint64     `json:"optional_features"`
 	Site     string     `json:"site"`
 	SiteID   epoch.UUID `json:"site_id"`
 	Seed     uint32     `json:"seed"` // of every checksum that follows on this link
@@ -36,8 +39,8 @@ const KnownFeatures uint64 = 0
 
 // Negotiate picks the version to speak with a peer that said h.
 func Negotiate(h Hello) (int, *Error) {
-	if unknown := h.Required &^ KnownFeatures; unknown != 0 {
-		return 0, Errorf(CodeVersion, "peer %s (%s) requires features %#x that this release does not have: upgrade this site", h.Site, h.Release, unknown)
+	if err := checkFeatures(h.Site, h.Release, h.Required); err != nil {
+		return 0, err
 	}
 	v := min(h.MaxVersion, Version)
 	if v < MinVersion || v < h.MinVersion {
@@ -45,6 +48,26 @@ func Negotiate(h Hello) (int, *Error) {
 			h.Site, h.Release, h.MinVersion, h.MaxVersion, MinVersion, Version)
 	}
 	return v, nil
+}
+
+// Check tells the dialler whether it can speak with a peer that answered w. A
+// refusal by the peer is returned as it is.
+func (w Welcome) Check() *Error {
+	if w.Error != nil {
+		return w.Error
+	}
+	if w.Version < MinVersion || w.Version > Version {
+		return Errorf(CodeVersion, "peer %s (%s) chose protocol version %d, this release speaks %d to %d: upgrade the older site",
+			w.Site, w.Release, w.Version, MinVersion, Version)
+	}
+	return checkFeatures(w.Site, w.Release, w.Required)
+}
+
+func checkFeatures(site, release string, required uint64) *Error {
+	if unknown := required &^ KnownFeatures; unknown != 0 {
+		return Errorf(CodeVersion, "peer %s (%s) requires features %#x that this release does not have: upgrade this site", site, release, unknown)
+	}
+	return nil
 }
 
 // Code classes an error so that the other end can act on it.
@@ -135,8 +158,8 @@ type AttachRequest struct {
 // AttachResponse says where the replica stands.
 type AttachResponse struct {
 	Channel  uint32     `json:"channel"`
-	Replica  epoch.UUID `json:"replica"`
-	Pos      epoch.Pos  `json:"pos"` // last durable epoch
+	Replica  epoch.UUID `json:"replica"` // of this replica of the group, made with it; not the site's, which Welcome has
+	Pos      epoch.Pos  `json:"pos"`     // last durable epoch
 	Applied  epoch.LSN  `json:"applied"`
 	Complete bool       `json:"complete"` // the first sync has ended
 	Fresh    bool       `json:"fresh"`    // its images are new and read as zeros

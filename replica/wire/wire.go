@@ -21,7 +21,10 @@
 // The seed is 0 in Hello and Welcome and afterwards the one that Welcome
 // carries: frames of another link do not parse. A frame's body is at most
 // MaxBody bytes. A newer peer may send JSON fields that this release does not
-// know; what must be understood is named by a required feature bit in Hello.
+// know; what must be understood is named by a required feature bit in Hello or
+// Welcome. A record of a type that the replica cannot carry out (ErrUnsupported of package
+// epoch) ends its group's channel and no other: the replica acks with AckRefused,
+// takes no more records of the channel, and refuses the session at the next attach.
 package wire
 
 import (
@@ -160,7 +163,7 @@ func (h RecordsHead) Append(dst []byte) []byte {
 
 // DecodeRecords reads the body of a record frame. Payloads of raw records
 // alias body. The records are dense in LSN and of one session; every sum is
-// checked.
+// checked. With epoch.ErrUnsupported, which is no violation, comes the head.
 func DecodeRecords(body []byte, seed uint32, inflate epoch.Inflate) (RecordsHead, []epoch.Record, error) {
 	if len(body) < RecordsHeadSize {
 		return RecordsHead{}, nil, violation("record frame of %d bytes", len(body))
@@ -175,6 +178,9 @@ func DecodeRecords(body []byte, seed uint32, inflate epoch.Inflate) (RecordsHead
 	var raw int
 	for range h.Count {
 		r, n, err := epoch.DecodeStored(rest, seed, inflate)
+		if errors.Is(err, epoch.ErrUnsupported) {
+			return h, nil, err
+		}
 		if err != nil {
 			return h, nil, fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
@@ -201,6 +207,9 @@ const (
 	AckSpoolFull uint32 = 1 << 0
 	// AckSpoolWaits says that its next segment is being prepared: records wait in memory.
 	AckSpoolWaits uint32 = 1 << 1
+	// AckRefused says that the replica takes no more records of this channel: the
+	// answer to another attach says why.
+	AckRefused uint32 = 1 << 2
 )
 
 // Ack tells the source how far its records have come. Received counts records

@@ -314,6 +314,50 @@ func TestNegotiate(t *testing.T) {
 	}
 }
 
+// TestWelcomeCheck: what the acceptor requires is checked as what the dialler does.
+func TestWelcomeCheck(t *testing.T) {
+	refusal := Errorf(CodeDenied, "no")
+	for _, c := range []struct {
+		w    Welcome
+		want string
+	}{
+		{Welcome{Version: 1}, ""},
+		{Welcome{Version: 1, Optional: ^uint64(0)}, ""},
+		{Welcome{Version: 0}, "upgrade"},
+		{Welcome{Version: 2}, "upgrade the older site"},
+		{Welcome{Version: 1, Required: 1 << 40}, "requires features 0x10000000000 that this release does not have: upgrade this site"},
+		{Welcome{Error: refusal}, "no"},
+	} {
+		err := c.w.Check()
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Message, c.want) {
+			t.Errorf("%+v: %v, want %q", c.w, err, c.want)
+		}
+	}
+}
+
+// TestUnsupportedRecord: a record of a later release is no violation, and its
+// channel is known; a violation before it is one.
+func TestUnsupportedRecord(t *testing.T) {
+	recs := someRecords(100)
+	add, err := epoch.DiskInfo{ID: epoch.UUID{1}, Slot: 2, BlockSize: 512, Bytes: 512, Name: "vdc"}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, r := range map[string]epoch.Record{
+		"unknown":  {Type: 77, Session: 7, LSN: 103, Payload: []byte("x")},
+		"disk add": {Type: epoch.TypeDiskAdd, Session: 7, LSN: 103, Disk: epoch.GroupWide, Length: uint64(len(add)), Payload: add},
+	} {
+		h, got, err := DecodeRecords(recordFrame(4, 7, append(recs[:3:3], sealed(r)), 5)[HeaderSize:], 5, nil)
+		if !errors.Is(err, epoch.ErrUnsupported) || errors.Is(err, ErrProtocol) || got != nil || h.Channel != 4 || h.Session != 7 {
+			t.Errorf("%s: %+v, %d records, %v", name, h, len(got), err)
+		}
+		r.LSN = 0
+		if _, _, err := DecodeRecords(recordFrame(4, 7, []epoch.Record{recs[0], recs[2], sealed(r)}, 5)[HeaderSize:], 5, nil); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s behind a gap: %v", name, err)
+		}
+	}
+}
+
 func TestAppendJSONBounds(t *testing.T) {
 	if _, err := AppendJSON(nil, TypeRequest, strings.Repeat("x", MaxBody), 0); err == nil {
 		t.Error("a message larger than a frame is encoded")
@@ -370,7 +414,7 @@ func FuzzDecodeRecords(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, seed uint32) {
 		h, recs, err := DecodeRecords(b, seed, c.Inflate)
 		if err != nil {
-			if !errors.Is(err, ErrProtocol) || recs != nil {
+			if errors.Is(err, ErrProtocol) == errors.Is(err, epoch.ErrUnsupported) || recs != nil {
 				t.Fatalf("%d records, %v", len(recs), err)
 			}
 			return
@@ -405,6 +449,9 @@ func FuzzMessages(f *testing.F) {
 			&HashResponse{}, &RemoveRequest{}, &DomainRequest{}, &CheckRequest{}, &CheckResponse{}} {
 			if err := DecodeJSON(b, v); err != nil && !errors.Is(err, ErrProtocol) {
 				t.Fatalf("%T: %v", v, err)
+			}
+			if w, ok := v.(*Welcome); ok {
+				_ = w.Check()
 			}
 			if h, ok := v.(*Hello); ok {
 				if v, err := Negotiate(*h); (v == Version) != (err == nil) {

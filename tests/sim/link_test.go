@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -464,6 +465,71 @@ func (f slowFile) WriteAt(p []byte, off int64) (int, error) {
 		time.Sleep(time.Duration(f.s.each.Load()))
 	}
 	return f.File.WriteAt(p, off)
+}
+
+// TestUnsupportedRecordEndsOneGroup: a record that the replica's release cannot
+// carry out ends the stream of its group, in words, and of no other: the link stays.
+func TestUnsupportedRecordEndsOneGroup(t *testing.T) {
+	add, err := epoch.DiskInfo{ID: epoch.UUID{8}, Slot: 1, BlockSize: 4096, Bytes: 1 << 30, Name: "vdb"}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, rec := range map[string]epoch.Record{
+		"of an unknown type": {Type: 99, Payload: []byte("who knows")},
+		"that adds a disk":   {Type: epoch.TypeDiskAdd, Disk: epoch.GroupWide, Length: uint64(len(add)), Payload: add},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			n := NewNet(1, 5*time.Millisecond, 0, 64<<10)
+			h := newHub(t, n)
+			defer h.close()
+			other := epoch.UUID{0xee}
+			g := h.add(groupID, nil)
+			h.add(other, nil)
+			l, stop := h.link(2, 1<<20)
+			defer stop()
+			s, err := l.Session(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			bad, good := newPump(30, 4096), newPump(300, 4096)
+			whole := bad.recs[len(bad.recs)-1].LSN
+			rec.Lineage, rec.Session, rec.LSN = lineage, 1, whole+1
+			rec.Seal()
+			bad.recs = append(bad.recs, rec)
+			refused := make(chan struct{}, 100)
+			resp := attachTo(t, s, groupID)
+			b := s.Bind(bad, resp.Channel, 1, func(a wire.Ack) {
+				if a.Flags&wire.AckRefused != 0 {
+					refused <- struct{}{}
+				}
+			})
+			<-refused
+			b2 := s.Bind(good, attachTo(t, s, other).Channel, 1, nil)
+			defer b2.Unbind()
+			for good.done() < epoch.LSN(len(good.recs)) {
+				if time.Sleep(50 * time.Millisecond); time.Since(n.began) > time.Minute {
+					t.Fatalf("a record %s: the other group is stuck at %d: %+v", name, good.done(), l.Status())
+				}
+			}
+			b.Unbind()
+			if again, err := l.Session(context.Background()); err != nil || again != s {
+				t.Errorf("a record %s: the link is another one: %v", name, err)
+			}
+			if st := g.Status(); st.Err != nil || st.Attached || st.Durable > whole {
+				t.Errorf("a record %s: %+v", name, st)
+			}
+			m := wire.Manifest{Name: groupName, ID: groupID, Lineage: lineage, Session: 1, Window: 32 << 20}
+			var werr *wire.Error
+			err = s.Call(context.Background(), wire.MethodAttach, wire.AttachRequest{Manifest: m}, &resp)
+			if !errors.As(err, &werr) || werr.Code != wire.CodeVersion || !strings.Contains(err.Error(), "not supported by this release") {
+				t.Errorf("a record %s: the same session is answered %v", name, err)
+			}
+			m.Session = 2
+			if err := s.Call(context.Background(), wire.MethodAttach, wire.AttachRequest{Manifest: m}, &resp); err != nil {
+				t.Errorf("a record %s: the next session is answered %v", name, err)
+			}
+		})
+	}
 }
 
 // TestFlushGoesFirst: a group that has a waiting FLUSH is served before bulk.
