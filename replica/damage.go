@@ -26,11 +26,15 @@ import (
 
 // damage is the content of the file `damaged`, as JSON.
 type damage struct {
-	Why  string `json:"why"`  // in words; "" when there is none
-	Torn bool   `json:"torn"` // the images are no epoch's: parts of several, or somebody else's
+	Version int    `json:"version"` // damageVersion
+	Why     string `json:"why"`     // in words; "" when there is none
+	Torn    bool   `json:"torn"`    // the images are no epoch's: parts of several, or somebody else's
 }
 
-const damagedMax = 64 << 10
+const (
+	damagedMax    = 64 << 10
+	damageVersion = 1
+)
 
 func (g *Group) damagedPath() string { return g.o.Dir + "/damaged" }
 
@@ -41,6 +45,9 @@ func (g *Group) recallDamage(lost string) error {
 	b, err := images.ReadFile(g.o.FS, g.damagedPath(), damagedMax)
 	if err == nil {
 		err = json.Unmarshal(b, &g.damaged)
+		if v := g.damaged.Version; err == nil && v != damageVersion {
+			err = fmt.Errorf("%s has version %d, this release reads %d", g.damagedPath(), v, damageVersion)
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read what is known to be damaged: %w", err)
@@ -76,6 +83,7 @@ func (g *Group) storeDamage(d damage) error {
 		d.Why = old.Why // nothing is worse
 	}
 	d.Why = d.Why[:min(len(d.Why), damagedMax/8)] // JSON may take six bytes for one
+	d.Version = damageVersion
 	b, err := json.Marshal(d)
 	if err == nil {
 		err = images.WriteFileAtomic(g.o.FS, g.damagedPath(), b, 0o600)

@@ -41,7 +41,7 @@ type Options struct {
 	FS      images.FS
 	Dir     string // the group's state folder; the spool is in Dir/spool
 	ID      epoch.UUID
-	Replica epoch.UUID
+	Replica epoch.UUID // this replica's own
 	Images  map[uint32]Image
 	Limits  Limits
 	Codec   *wire.Codec
@@ -152,11 +152,12 @@ func (g *Group) recover() error {
 	if err := g.o.FS.MkdirAll(g.o.Dir+"/spool", 0o700); err != nil {
 		return fmt.Errorf("make group folder: %w", err)
 	}
-	mark, err := spool.OpenMark(g.o.FS, g.o.Dir+"/applied")
+	owner := spool.Owner{Group: g.o.ID, Replica: g.o.Replica}
+	mark, err := spool.OpenMark(g.o.FS, g.o.Dir+"/applied", owner)
 	if err != nil {
 		return fmt.Errorf("open applied mark: %w", err)
 	}
-	redoing, err := spool.OpenMark(g.o.FS, g.o.Dir+"/applying")
+	redoing, err := spool.OpenMark(g.o.FS, g.o.Dir+"/applying", owner)
 	if err != nil {
 		return errors.Join(fmt.Errorf("open mark of what is being applied: %w", err), mark.Close())
 	}

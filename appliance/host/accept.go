@@ -148,7 +148,7 @@ func (d *Daemon) newReplica(m wire.Manifest, site string) (*group, error) {
 
 func sameDisks(f *groupFile, m wire.Manifest) bool {
 	return slices.EqualFunc(f.Disks, m.Disks, func(a diskFile, b wire.Disk) bool {
-		return a.Slot == b.Slot && a.ID == b.ID && a.Size == b.Size && a.Name == b.Name
+		return a.Slot == b.Slot && a.ID == b.ID && a.Size == b.Size && a.BlockSize == b.BlockSize && a.Name == b.Name
 	})
 }
 
@@ -170,6 +170,9 @@ func checkManifest(m wire.Manifest) error {
 		}
 		if d.Size <= 0 || d.Size > maxDiskBytes {
 			return wire.Errorf(wire.CodeConflict, "disk %s of group %s has %d bytes", d.Name, m.Name, d.Size)
+		}
+		if d.BlockSize != blockSize {
+			return wire.Errorf(wire.CodeConflict, "disk %s of group %s has blocks of %d bytes, this release serves %d", d.Name, m.Name, d.BlockSize, blockSize)
 		}
 		slots[d.Slot], names[d.Name] = true, true
 	}

@@ -158,6 +158,9 @@ func (s *source) attach(ctx context.Context, sess *ship.Session) (wire.AttachRes
 	if err == nil && resp.Pos.LSN != 0 && resp.Pos.Lineage != f.Lineage {
 		err = wire.Errorf(wire.CodeConflict, "the replica follows lineage %s, this source is of lineage %s", resp.Pos.Lineage, f.Lineage)
 	}
+	if err == nil {
+		err = s.follows(resp.Replica)
+	}
 	if err == nil || refuses(err) {
 		s.g.alarm(noReplica, errorText(err))
 	}
@@ -198,7 +201,7 @@ type plan struct {
 func (s *source) plan(resp wire.AttachResponse) plan {
 	f := s.g.snapshot()
 	switch {
-	case s.begun && resp.Damaged == "" && s.eng.Resume(resp.Pos.LSN):
+	case s.begun && !s.replaced && resp.Damaged == "" && s.eng.Resume(resp.Pos.LSN):
 		return s.planResumed(f)
 	case !f.Complete && s.empty && !s.begun && resp.Fresh:
 		return plan{begin: true, what: "first sync", why: "the block copy fills both images"}
@@ -210,6 +213,8 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return s.planRebuild(resp.Damaged)
 	case resp.Damaged != "":
 		return s.planCompare(resp.Damaged)
+	case s.replaced:
+		return s.planCompare(f.Compare)
 	case s.begun && s.unfinished != nil && resp.Pos.LSN >= s.eng.Stats().Ack:
 		p := *s.unfinished
 		p.raise, p.scan = true, append(ranges(s.log.Regions()), p.scan...)
@@ -317,7 +322,7 @@ func (s *source) endFirstSync(ctx context.Context) error {
 		s.eng.Fail(err)
 		return err
 	}
-	s.empty, s.clean, s.unfinished = false, nil, nil // a resync that this one took the place of is no more
+	s.empty, s.clean, s.unfinished, s.replaced = false, nil, nil, false // a resync that this one took the place of is no more
 	s.releasePins()
 	s.g.input(SyncEnded, "the replica is a complete copy")
 	closeOnce(s.complete) // last: whoever waits for it then sees a protected group
@@ -376,7 +381,7 @@ func (s *source) resynced() error {
 			return err
 		}
 	}
-	s.clean, s.unfinished = nil, nil
+	s.clean, s.unfinished, s.replaced = nil, nil, false
 	s.releasePins()
 	return nil
 }

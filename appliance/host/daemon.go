@@ -152,6 +152,9 @@ func (d *Daemon) identify() error {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("site identity %s: %w", name, err)
 	}
+	if s.Version != 1 {
+		return fmt.Errorf("site identity %s has version %d, this release reads 1", name, s.Version)
+	}
 	if s.Site != d.cfg.Site {
 		return refused(fmt.Sprintf("state folder %s belongs to site %q, the config file says %q", d.cfg.StateDir, s.Site, d.cfg.Site),
 			"put the site's name right in the config file, or give this site a state_dir of its own")

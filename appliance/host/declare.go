@@ -53,7 +53,7 @@ func (f *groupFile) isDeclared() bool {
 func (d *Daemon) declare(c *config.Group) (*groupFile, error) {
 	f := &groupFile{Version: groupFileVersion, Name: c.Name, ID: epoch.NewUUID(), Role: RoleSource, Peer: c.Peer, Lineage: epoch.NewUUID()}
 	for i, disk := range c.Disks {
-		df := diskFile{Slot: uint32(i), ID: epoch.NewUUID(), Name: disk.Name, Image: disk.Image, Size: disk.Size, Socket: disk.Socket, Declared: true}
+		df := diskFile{Slot: uint32(i), ID: epoch.NewUUID(), Name: disk.Name, Image: disk.Image, Size: disk.Size, BlockSize: blockSize, Socket: disk.Socket, Declared: true}
 		if df.Socket == "" {
 			df.Socket = d.socketPath(c.Name, disk.Name)
 		}

@@ -3,8 +3,11 @@ package host
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"strings"
 
 	"kagami/ext4j/epoch"
 	"kagami/images"
@@ -35,14 +38,24 @@ const (
 
 // groupFile is the durable description of a group, STATE/groups/NAME/group.json.
 // Every change goes through save: temp file, fsync, rename, fsync of the folder.
+//
+// A later release may add to it: what must be understood is named by a required
+// feature bit, which this release refuses; fields of an optional feature lie at the top
+// level and are kept as they are.
 type groupFile struct {
-	Version int         `json:"version"`
-	Name    string      `json:"name"`
-	ID      epoch.UUID  `json:"id"`
-	Role    Role        `json:"role"`
-	Peer    string      `json:"peer"` // site of the replica, or of the source
-	VM      string      `json:"vm,omitempty"`
-	Lineage epoch.UUID  `json:"lineage"`
+	Version  int    `json:"version"`
+	Required uint64 `json:"required_features"`
+	Optional uint64 `json:"optional_features"`
+
+	Name    string     `json:"name"`
+	ID      epoch.UUID `json:"id"`
+	Role    Role       `json:"role"`
+	Peer    string     `json:"peer"` // site of the replica, or of the source
+	VM      string     `json:"vm,omitempty"`
+	Lineage epoch.UUID `json:"lineage"`
+	// Replica is this replica's own UUID, made with it; at a source that of the
+	// replica it follows, zero before the first attach.
+	Replica epoch.UUID  `json:"replica"`
 	Past    []epoch.Pos `json:"past,omitempty"` // where earlier lineages were left, oldest first
 	Session uint64      `json:"session"`
 	Disks   []diskFile  `json:"disks"`
@@ -60,19 +73,22 @@ type groupFile struct {
 	// Fenced says why this source must not serve any more.
 	Fenced   string          `json:"fenced,omitempty"`
 	Failover *failoverRecord `json:"failover,omitempty"`
+
+	extra map[string]json.RawMessage // fields that this release does not know
 }
 
 // diskFile describes one disk. Slots are never reused.
 type diskFile struct {
-	Slot     uint32     `json:"slot"`
-	ID       epoch.UUID `json:"id"`
-	Name     string     `json:"name"` // libvirt target, or the declared name
-	Image    string     `json:"image"`
-	Size     int64      `json:"size"` // bytes
-	Socket   string     `json:"socket"`
-	Declared bool       `json:"declared"`           // by the config file; belongs to no VM
-	Kept     string     `json:"kept,omitempty"`     // the VM's old file, left as it was
-	KeptXML  string     `json:"kept_xml,omitempty"` // the disk element it replaced
+	Slot      uint32     `json:"slot"`
+	ID        epoch.UUID `json:"id"`
+	Name      string     `json:"name"` // libvirt target, or the declared name
+	Image     string     `json:"image"`
+	Size      int64      `json:"size"`       // bytes
+	BlockSize int        `json:"block_size"` // logical, bytes; blockSize in this release
+	Socket    string     `json:"socket"`
+	Declared  bool       `json:"declared"`           // by the config file; belongs to no VM
+	Kept      string     `json:"kept,omitempty"`     // the VM's old file, left as it was
+	KeptXML   string     `json:"kept_xml,omitempty"` // the disk element it replaced
 }
 
 // cleanMark binds a clean stop to the images as they were then.
@@ -99,13 +115,16 @@ const (
 	groupFileMax     = 1 << 20
 	maxDisks         = 64
 	maxDiskBytes     = 1 << 50
+	blockSize        = 512 // bytes of a logical block of every disk
+	// groupFeatures are the required feature bits that this release understands: none yet.
+	groupFeatures uint64 = 0
 )
 
 // validName is what groups, disks and sites may be called: it becomes part of paths.
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
 
 func (f *groupFile) save(fsys images.FS, dir string) error {
-	b, err := json.MarshalIndent(f, "", "  ")
+	b, err := f.encode()
 	if err != nil {
 		return fmt.Errorf("encode group file: %w", err)
 	}
@@ -115,20 +134,57 @@ func (f *groupFile) save(fsys images.FS, dir string) error {
 	return nil
 }
 
+// encode is the file's content, with what a later release has added to it.
+func (f *groupFile) encode() ([]byte, error) {
+	b, err := json.MarshalIndent(f, "", "  ")
+	if err != nil || len(f.extra) == 0 {
+		return b, err
+	}
+	all := map[string]json.RawMessage{}
+	if err := json.Unmarshal(b, &all); err != nil {
+		return nil, err
+	}
+	maps.Copy(all, f.extra)
+	return json.MarshalIndent(all, "", "  ")
+}
+
 func loadGroupFile(fsys images.FS, dir string) (*groupFile, error) {
 	b, err := images.ReadFile(fsys, filepath.Join(dir, "group.json"), groupFileMax)
 	if err != nil {
 		return nil, fmt.Errorf("read group file: %w", err)
 	}
-	f := &groupFile{}
-	if err := json.Unmarshal(b, f); err != nil {
+	f, err := decodeGroupFile(b)
+	if err != nil {
 		return nil, fmt.Errorf("group file %s: %w", dir, err)
 	}
-	if f.Version != groupFileVersion {
-		return nil, fmt.Errorf("group file %s has version %d, this release reads %d", dir, f.Version, groupFileVersion)
+	return f, nil
+}
+
+func decodeGroupFile(b []byte) (*groupFile, error) {
+	f := &groupFile{}
+	if err := json.Unmarshal(b, f); err != nil {
+		return nil, err
 	}
-	if !validName.MatchString(f.Name) || len(f.Disks) > maxDisks {
-		return nil, fmt.Errorf("group file %s is not plausible", dir)
+	if f.Version != groupFileVersion {
+		return nil, fmt.Errorf("it has version %d, this release reads %d", f.Version, groupFileVersion)
+	}
+	if unknown := f.Required &^ groupFeatures; unknown != 0 {
+		return nil, fmt.Errorf("it requires features %#x that this release does not have: a later release wrote it", unknown)
+	}
+	if !validName.MatchString(f.Name) || len(f.Disks) > maxDisks || f.Role == RoleReplica && f.Replica.IsZero() {
+		return nil, fmt.Errorf("it is not plausible")
+	}
+	for _, d := range f.Disks {
+		if d.BlockSize != blockSize {
+			return nil, fmt.Errorf("disk %s has blocks of %d bytes, this release serves %d", d.Name, d.BlockSize, blockSize)
+		}
+	}
+	if err := json.Unmarshal(b, &f.extra); err != nil {
+		return nil, err
+	}
+	for field := range reflect.TypeFor[groupFile]().Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		delete(f.extra, name)
 	}
 	return f, nil
 }
@@ -136,7 +192,7 @@ func loadGroupFile(fsys images.FS, dir string) (*groupFile, error) {
 func (f *groupFile) manifest(window int64) wire.Manifest {
 	m := wire.Manifest{Name: f.Name, ID: f.ID, Lineage: f.Lineage, Past: f.Past, Session: f.Session, VM: f.VM, Window: window}
 	for _, d := range f.Disks {
-		m.Disks = append(m.Disks, wire.Disk{Slot: d.Slot, ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: 512})
+		m.Disks = append(m.Disks, wire.Disk{Slot: d.Slot, ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize})
 	}
 	return m
 }

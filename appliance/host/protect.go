@@ -149,7 +149,7 @@ func (d *Daemon) describe(req control.ProtectRequest, chosen []qmp.Disk) *groupF
 	f := &groupFile{Version: groupFileVersion, Name: req.VM, VM: req.VM, ID: epoch.NewUUID(), Role: RoleSource, Peer: req.To,
 		Lineage: epoch.NewUUID(), Phase: "protecting"}
 	for i, disk := range chosen {
-		f.Disks = append(f.Disks, diskFile{Slot: uint32(i), ID: epoch.NewUUID(), Name: disk.Target, Size: disk.Size,
+		f.Disks = append(f.Disks, diskFile{Slot: uint32(i), ID: epoch.NewUUID(), Name: disk.Target, Size: disk.Size, BlockSize: blockSize,
 			Image: d.imageDir(req.VM) + "/" + disk.Target + ".raw", Socket: d.socketPath(req.VM, disk.Target), Kept: disk.Source})
 	}
 	return f

@@ -31,7 +31,7 @@ func (g *group) startReplica(fresh bool) error {
 		imgs[slot] = img
 	}
 	g.mu.Unlock()
-	rep, err := replica.Open(replica.Options{FS: g.d.fs, Dir: g.dir, ID: f.ID, Replica: g.d.siteID, Images: imgs,
+	rep, err := replica.Open(replica.Options{FS: g.d.fs, Dir: g.dir, ID: f.ID, Replica: f.Replica, Images: imgs,
 		Limits: replicaLimits(g.d.limits(g.name)), Codec: g.d.codec, Lineage: f.Lineage, Session: f.Session, Fresh: fresh,
 		Damaged: damaged, Opened: func() error { return g.claimImages(f) }, Event: g.note, Left: func() { g.input(SourceLeft, "link lost") }, Failed: g.fail,
 		Persist: func(lineage epoch.UUID, session uint64) error {
@@ -135,7 +135,7 @@ func (g *group) claimImages(f *groupFile) error {
 // images that are empty now. With an error comes what has been made.
 func (d *Daemon) makeReplica(m wire.Manifest, site string) (*group, error) {
 	f := &groupFile{Version: groupFileVersion, Name: m.Name, ID: m.ID, Role: RoleReplica, Peer: site, VM: m.VM,
-		Lineage: m.Lineage, Past: m.Past, Session: m.Session}
+		Lineage: m.Lineage, Replica: epoch.NewUUID(), Past: m.Past, Session: m.Session}
 	g := newGroup(d, f)
 	if err := removeTree(d.fs, g.dir); err != nil { // durable with the group file
 		return g, fmt.Errorf("remove what is left of an earlier group %s: %w", m.Name, err)
@@ -148,7 +148,7 @@ func (d *Daemon) makeReplica(m wire.Manifest, site string) (*group, error) {
 		return g, fmt.Errorf("make image folder: %w", err)
 	}
 	for _, w := range m.Disks {
-		df := diskFile{Slot: w.Slot, ID: w.ID, Name: w.Name, Size: w.Size, Image: dir + "/" + w.Name + ".raw", Socket: d.socketPath(m.Name, w.Name)}
+		df := diskFile{Slot: w.Slot, ID: w.ID, Name: w.Name, Size: w.Size, BlockSize: w.BlockSize, Image: dir + "/" + w.Name + ".raw", Socket: d.socketPath(m.Name, w.Name)}
 		if err := d.makeImage(df); err != nil {
 			return g, err
 		}

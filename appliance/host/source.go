@@ -39,6 +39,7 @@ type source struct {
 	begun      bool            // the ext4j group has a session
 	unfinished *plan           // a resync that was broken off
 	empty      bool            // images made just now: a block copy will fill them
+	replaced   bool            // the replica is another one than this life began with, and not compared yet
 
 	asked    atomic.Bool   // the peer was asked to attach, and may have a replica
 	refused  chan error    // the peer's refusals; one is kept

@@ -74,7 +74,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := OpenMark(f, "/applied")
+	m, err := OpenMark(f, "/applied", testOwner)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,13 @@ const (
 	flagSynced  = 1 << 0
 )
 
+// Owner is the replica whose positions a Mark holds. A mark of another one
+// says nothing about its images.
+type Owner struct {
+	Group   epoch.UUID
+	Replica epoch.UUID
+}
+
 // Applied is what a Mark holds: how far the image is.
 type Applied struct {
 	Pos         epoch.Pos
@@ -34,21 +41,22 @@ type Applied struct {
 type Mark struct {
 	mu      sync.Mutex
 	file    images.File
+	owner   Owner
 	now     Applied
 	counter uint64
 	slot    int // that holds now
 	err     error
 }
 
-// OpenMark opens the mark, making one that says "nothing applied" when there is
-// none. ErrCorrupt (wrapped) says that neither slot is valid: how far the
-// image is cannot be known.
-func OpenMark(fsys images.FS, name string) (*Mark, error) {
+// OpenMark opens the owner's mark, making one that says "nothing applied" when
+// there is none. ErrCorrupt (wrapped) says that neither slot is valid: how far the
+// image is cannot be known. The mark of another owner is refused.
+func OpenMark(fsys images.FS, name string, owner Owner) (*Mark, error) {
 	f, err := fsys.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		// Written under another name and renamed when durable: a file of the
 		// right name always holds a valid slot.
-		b := append(encodeMark(Applied{}, 1), make([]byte, markSlot)...)
+		b := append(encodeMark(owner, Applied{}, 1), make([]byte, markSlot)...)
 		if err = images.WriteFileAtomic(fsys, name, b, 0o600); err == nil {
 			f, err = fsys.Open(name)
 		}
@@ -56,7 +64,7 @@ func OpenMark(fsys images.FS, name string) (*Mark, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open applied mark: %w", err)
 	}
-	m := &Mark{file: f}
+	m := &Mark{file: f, owner: owner}
 	if err := m.recover(fsys, name); err != nil {
 		_ = f.Close() // the error of recovery is the one to report
 		return nil, fmt.Errorf("open applied mark %s: %w", name, err)
@@ -79,12 +87,15 @@ func (m *Mark) recover(fsys images.FS, name string) error {
 		return fmt.Errorf("read: %w", err)
 	}
 	for i := range 2 {
-		a, n, err := decodeMark(b[i*markSlot : (i+1)*markSlot])
+		owner, a, n, err := decodeMark(b[i*markSlot : (i+1)*markSlot])
 		if errors.Is(err, errNoHeader) {
 			continue
 		}
 		if err != nil {
 			return err
+		}
+		if owner != m.owner {
+			return fmt.Errorf("it belongs to replica %s of group %s, not to %s of %s", owner.Replica, owner.Group, m.owner.Replica, m.owner.Group)
 		}
 		if n > m.counter {
 			m.now, m.counter, m.slot = a, n, i
@@ -97,7 +108,7 @@ func (m *Mark) recover(fsys images.FS, name string) error {
 }
 
 func (m *Mark) write(a Applied, counter uint64, slot int) error {
-	if _, err := m.file.WriteAt(encodeMark(a, counter), int64(slot)*markSlot); err != nil {
+	if _, err := m.file.WriteAt(encodeMark(m.owner, a, counter), int64(slot)*markSlot); err != nil {
 		return fmt.Errorf("write applied mark: %w", err)
 	}
 	if err := m.file.Datasync(); err != nil {
@@ -142,38 +153,46 @@ func (m *Mark) Close() error {
 	return nil
 }
 
-func encodeMark(a Applied, counter uint64) []byte {
+func encodeMark(o Owner, a Applied, counter uint64) []byte {
 	b := make([]byte, markSlot)
 	le := binary.LittleEndian
 	copy(b, markMagic)
 	le.PutUint32(b[8:], markVersion)
 	if a.SyncDone {
-		le.PutUint32(b[12:], flagSynced)
+		le.PutUint32(b[20:], flagSynced)
 	}
-	le.PutUint64(b[16:], counter)
-	copy(b[24:], a.Pos.Lineage[:])
-	le.PutUint64(b[40:], a.Pos.Session)
-	le.PutUint64(b[48:], uint64(a.Pos.LSN))
-	le.PutUint64(b[56:], uint64(a.CloseTimeNs))
+	le.PutUint64(b[24:], counter)
+	copy(b[32:], o.Group[:])
+	copy(b[48:], o.Replica[:])
+	copy(b[64:], a.Pos.Lineage[:])
+	le.PutUint64(b[80:], a.Pos.Session)
+	le.PutUint64(b[88:], uint64(a.Pos.LSN))
+	le.PutUint64(b[96:], uint64(a.CloseTimeNs))
 	sealBlock(b)
 	return b
 }
 
 // decodeMark reads a slot. errNoHeader means that it is torn or was never written.
-func decodeMark(b []byte) (Applied, uint64, error) {
+func decodeMark(b []byte) (Owner, Applied, uint64, error) {
+	var o Owner
 	if string(b[:8]) != markMagic || !blockSealed(b) {
-		return Applied{}, 0, errNoHeader
+		return o, Applied{}, 0, errNoHeader
 	}
 	le := binary.LittleEndian
 	if v := le.Uint32(b[8:]); v != markVersion {
-		return Applied{}, 0, fmt.Errorf("applied mark version %d is not known to this release", v)
+		return o, Applied{}, 0, fmt.Errorf("applied mark version %d is not known to this release", v)
 	}
-	flags := le.Uint32(b[12:])
+	if f := le.Uint32(b[12:]); f != 0 {
+		return o, Applied{}, 0, fmt.Errorf("applied mark needs features %#x, not known to this release", f)
+	}
+	flags := le.Uint32(b[20:])
 	if flags&^flagSynced != 0 {
-		return Applied{}, 0, fmt.Errorf("applied mark has flags %#x, not known to this release", flags)
+		return o, Applied{}, 0, fmt.Errorf("applied mark has flags %#x, not known to this release", flags)
 	}
-	a := Applied{SyncDone: flags&flagSynced != 0, CloseTimeNs: int64(le.Uint64(b[56:])),
-		Pos: epoch.Pos{Session: le.Uint64(b[40:]), LSN: epoch.LSN(le.Uint64(b[48:]))}}
-	copy(a.Pos.Lineage[:], b[24:40])
-	return a, le.Uint64(b[16:]), nil
+	a := Applied{SyncDone: flags&flagSynced != 0, CloseTimeNs: int64(le.Uint64(b[96:])),
+		Pos: epoch.Pos{Session: le.Uint64(b[80:]), LSN: epoch.LSN(le.Uint64(b[88:]))}}
+	copy(o.Group[:], b[32:48])
+	copy(o.Replica[:], b[48:64])
+	copy(a.Pos.Lineage[:], b[64:80])
+	return o, a, le.Uint64(b[24:]), nil
 }

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"syscall"
 	"testing"
 
 	"kagami/ext4j/epoch"
 	"kagami/tests/fault"
 )
+
+var testOwner = Owner{Group: testGroup, Replica: epoch.UUID{0xab}}
 
 func appliedAt(n uint64) Applied {
 	return Applied{Pos: epoch.Pos{Lineage: epoch.UUID{byte(n)}, Session: n, LSN: epoch.LSN(n * 10)}, CloseTimeNs: int64(n), SyncDone: n > 5}
@@ -30,7 +33,7 @@ func TestMarkCrash(t *testing.T) {
 			if rng.IntN(4) == 0 {
 				f.Inject(fault.Fault{Op: fault.OpSync, Nth: rng.IntN(5), Err: syscall.EIO})
 			}
-			if m, err := OpenMark(f, "/applied"); err == nil {
+			if m, err := OpenMark(f, "/applied", testOwner); err == nil {
 				if a := m.Load(); a == appliedAt(tried) && tried > 0 {
 					stored = tried
 				} else if a != (Applied{}) && a != appliedAt(stored) || stored > 0 && a == (Applied{}) {
@@ -60,7 +63,7 @@ func TestMarkCrash(t *testing.T) {
 
 func TestMarkDamage(t *testing.T) {
 	f := fault.NewFS(1)
-	m, err := OpenMark(f, "/applied")
+	m, err := OpenMark(f, "/applied", testOwner)
 	must(t, err)
 	must(t, m.Store(appliedAt(1)))
 	must(t, m.Store(appliedAt(2)))
@@ -70,7 +73,7 @@ func TestMarkDamage(t *testing.T) {
 	}
 	_, err = f.FlipBit("/applied", 0, markSlot) // the newer one
 	must(t, err)
-	m, err = OpenMark(f, "/applied")
+	m, err = OpenMark(f, "/applied", testOwner)
 	must(t, err)
 	if m.Load() != appliedAt(1) {
 		t.Errorf("%+v", m.Load())
@@ -78,26 +81,41 @@ func TestMarkDamage(t *testing.T) {
 	must(t, m.Close())
 	_, err = f.FlipBit("/applied", markSlot, markSlot)
 	must(t, err)
-	if _, err := OpenMark(f, "/applied"); !errors.Is(err, ErrCorrupt) {
+	if _, err := OpenMark(f, "/applied", testOwner); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("both slots damaged: %v", err)
 	}
-	b := encodeMark(appliedAt(1), 5)
-	b[8] = 9
+	for at, words := range map[int]string{8: "version 9", 12: "features 0x9", 20: "flags 0x9"} {
+		b := encodeMark(testOwner, appliedAt(1), 5)
+		b[at] = 9
+		sealBlock(b)
+		f.WriteFile("/applied", append(b, b...))
+		if _, err := OpenMark(f, "/applied", testOwner); err == nil || errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), words) {
+			t.Errorf("later release, byte %d: %v", at, err)
+		}
+	}
+	b := encodeMark(testOwner, appliedAt(1), 5)
+	b[16] = 9 // an optional feature
 	sealBlock(b)
 	f.WriteFile("/applied", append(b, b...))
-	if _, err := OpenMark(f, "/applied"); err == nil || errors.Is(err, ErrCorrupt) {
-		t.Errorf("later version: %v", err)
+	if m, err = OpenMark(f, "/applied", testOwner); err != nil || m.Load() != appliedAt(1) {
+		t.Errorf("optional feature: %v", err)
+	}
+	must(t, m.Close())
+	for _, o := range []Owner{{}, {Group: testOwner.Group}, {Group: epoch.UUID{9}, Replica: testOwner.Replica}} {
+		if _, err := OpenMark(f, "/applied", o); err == nil || errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "it belongs to replica") {
+			t.Errorf("mark of another owner: %v", err)
+		}
 	}
 }
 
 // FuzzMark decodes arbitrary slots with a right sum.
 func FuzzMark(f *testing.F) {
-	f.Add(encodeMark(appliedAt(7), 9)[:128])
+	f.Add(encodeMark(testOwner, appliedAt(7), 9)[:128])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		slot := append(bytes.Clone(b), make([]byte, markSlot)...)[:markSlot]
 		sealBlock(slot)
-		if a, n, err := decodeMark(slot); err == nil {
-			if got, m, err := decodeMark(encodeMark(a, n)); err != nil || got != a || m != n {
+		if o, a, n, err := decodeMark(slot); err == nil {
+			if o2, got, m, err := decodeMark(encodeMark(o, a, n)); err != nil || o2 != o || got != a || m != n {
 				t.Fatalf("%+v became %+v: %v", a, got, err)
 			}
 		}

@@ -499,7 +499,7 @@ func TestOnDisk(t *testing.T) {
 	if rec != (Recovery{}) {
 		t.Fatalf("%+v", rec)
 	}
-	m, err := OpenMark(o.FS, path.Join(dir, "applied"))
+	m, err := OpenMark(o.FS, path.Join(dir, "applied"), testOwner)
 	must(t, err)
 	for lsn := epoch.LSN(1); lsn <= 60; lsn += 2 {
 		put(t, sp, writeRec(lsn, 1, 200<<10), closeRec(lsn+1, 1))
@@ -510,7 +510,7 @@ func TestOnDisk(t *testing.T) {
 	put(t, sp, writeRec(61, 1, 10))
 	must(t, sp.Close())
 	must(t, m.Close())
-	m, err = OpenMark(o.FS, path.Join(dir, "applied"))
+	m, err = OpenMark(o.FS, path.Join(dir, "applied"), testOwner)
 	must(t, err)
 	sp, rec = open(t, o, m.Load().Pos.LSN)
 	if rec.Durable.LSN != 60 || rec.DroppedRecords != 1 || rec.Lost != 0 || m.Load().Pos.LSN != 58 {

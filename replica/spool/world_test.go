@@ -288,7 +288,7 @@ func (w *world) boot() {
 }
 
 func (w *world) open() (Recovery, error) {
-	m, err := OpenMark(w.fs, "/applied")
+	m, err := OpenMark(w.fs, "/applied", testOwner)
 	if err != nil {
 		return Recovery{}, err
 	}
