@@ -1,0 +1,104 @@
+package host
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"kagami/ext4j/epoch"
+	"kagami/images"
+	"kagami/replica/spool"
+)
+
+// swapReplica puts another replica of the same group into the place of the one
+// at a stopped site: it says that it is as far, and holds something else.
+func swapReplica(t *testing.T, s *site, vm string) {
+	t.Helper()
+	dir := s.path("state", "groups", vm)
+	f, err := loadGroupFile(images.OS{}, dir)
+	must(t, err)
+	old, other := spool.Owner{Group: f.ID, Replica: f.Replica}, spool.Owner{Group: f.ID, Replica: epoch.NewUUID()}
+	for _, name := range []string{dir + "/applied", dir + "/applying"} {
+		m, err := spool.OpenMark(images.OS{}, name, old)
+		must(t, err)
+		was := m.Load()
+		must(t, m.Close())
+		must(t, os.Remove(name))
+		m, err = spool.OpenMark(images.OS{}, name, other)
+		must(t, err)
+		must(t, m.Store(was))
+		must(t, m.Close())
+	}
+	f.Replica = other.Replica
+	must(t, f.save(images.OS{}, dir))
+	image := f.Disks[0].Image
+	st, err := os.Stat(image)
+	must(t, err)
+	file, err := os.OpenFile(image, os.O_RDWR, 0)
+	must(t, err)
+	_, err = file.WriteAt([]byte("of another replica"), 300_000)
+	must(t, err)
+	must(t, file.Close())
+	must(t, os.Chtimes(image, st.ModTime(), st.ModTime())) // nothing but the UUID tells
+}
+
+// TestReplicaReplaced: another replica stands where the source's was. Whatever
+// position it names, everything is compared: under a source that runs, and
+// under one that starts again after a clean stop.
+func TestReplicaReplaced(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	first := p.main.d.find(testVM).snapshot().Replica
+	if there := p.dr.d.find(testVM).snapshot().Replica; first.IsZero() || first != there || first == p.dr.d.siteID {
+		t.Fatalf("the source follows replica %s, the replica is %s", first, there)
+	}
+	sameAtReplica(t, p, vm)
+	for _, restart := range []bool{false, true} {
+		if restart {
+			p.main.stop()
+		}
+		p.dr.stop()
+		swapReplica(t, p.dr, testVM)
+		p.start(p.dr, p.main)
+		if restart {
+			p.start(p.main, p.dr)
+		}
+		await(t, "the other replica to be followed", func() bool {
+			f := p.main.d.find(testVM).snapshot()
+			return f.Replica == p.dr.d.find(testVM).snapshot().Replica && f.Compare == ""
+		})
+		p.main.awaitState(testVM, string(Streaming))
+		sameAtReplica(t, p, vm)
+		if !strings.Contains(p.main.log.String(), "the replica was replaced: this source followed "+first.String()) {
+			t.Error("nothing says that the replica was replaced")
+		}
+		first = p.main.d.find(testVM).snapshot().Replica
+	}
+}
+
+// TestReplacedReplicaIsWrittenDown: that everything has to be compared outlives
+// a source that is killed before it was.
+func TestReplacedReplicaIsWrittenDown(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	sameAtReplica(t, p, vm)
+	src := p.main.d.find(testVM).src
+	p.dr.stop()
+	await(t, "the link to be lost", func() bool { return p.main.group(testVM).State == string(Stalled) })
+	must(t, src.follows(epoch.UUID{5})) // as the attach of another replica does first
+	p.main.kill()
+	f, err := loadGroupFile(images.OS{}, p.main.path("state", "groups", testVM))
+	must(t, err)
+	if f.Replica != (epoch.UUID{5}) || !strings.Contains(f.Compare, "the replica was replaced") {
+		t.Errorf("written down: replica %s, compare %q", f.Replica, f.Compare)
+	}
+	p.start(p.dr, p.main)
+	p.start(p.main, p.dr)
+	p.main.awaitState(testVM, string(Streaming))
+	sameAtReplica(t, p, vm)
+	if err := src.follows(epoch.UUID{}); err == nil {
+		t.Error("a replica without a UUID is followed")
+	}
+}
