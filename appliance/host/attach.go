@@ -159,7 +159,7 @@ func (s *source) attach(ctx context.Context, sess *ship.Session) (wire.AttachRes
 		err = wire.Errorf(wire.CodeConflict, "the replica follows lineage %s, this source is of lineage %s", resp.Pos.Lineage, f.Lineage)
 	}
 	if err == nil {
-		err = s.follows(resp.Replica)
+		err = s.follows(activelog.Follower{Lineage: f.Lineage, Replica: resp.Replica})
 	}
 	if err == nil || refuses(err) {
 		s.g.alarm(noReplica, errorText(err))
@@ -223,6 +223,8 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d, it had acknowledged %d", resp.Pos.LSN, s.eng.Stats().Ack))
 	case f.Compare != "":
 		return s.planCompare(f.Compare)
+	case s.otherFloor(resp):
+		return s.planCompare("the active log was kept for another replica")
 	case s.behindFloor(resp.Pos):
 		return s.planCompare(fmt.Sprintf("the replica stands at record %d of session %d and had acknowledged more", resp.Pos.LSN, resp.Pos.Session))
 	case s.clean != nil && s.clean.Pos == resp.Pos && resp.Complete:

@@ -5,9 +5,11 @@ import (
 	"strings"
 	"testing"
 
+	"kagami/ext4j/activelog"
 	"kagami/ext4j/epoch"
 	"kagami/images"
 	"kagami/replica/spool"
+	"kagami/replica/wire"
 )
 
 // swapReplica puts another replica of the same group into the place of the one
@@ -87,7 +89,7 @@ func TestReplacedReplicaIsWrittenDown(t *testing.T) {
 	src := p.main.d.find(testVM).src
 	p.dr.stop()
 	await(t, "the link to be lost", func() bool { return p.main.group(testVM).State == string(Stalled) })
-	must(t, src.follows(epoch.UUID{5})) // as the attach of another replica does first
+	must(t, src.follows(activelog.Follower{Lineage: src.g.snapshot().Lineage, Replica: epoch.UUID{5}})) // as the attach of another replica does first
 	p.main.kill()
 	f, err := loadGroupFile(images.OS{}, p.main.path("state", "groups", testVM))
 	must(t, err)
@@ -98,7 +100,24 @@ func TestReplacedReplicaIsWrittenDown(t *testing.T) {
 	p.start(p.main, p.dr)
 	p.main.awaitState(testVM, string(Streaming))
 	sameAtReplica(t, p, vm)
-	if err := src.follows(epoch.UUID{}); err == nil {
+	if err := src.follows(activelog.Follower{}); err == nil {
 		t.Error("a replica without a UUID is followed")
+	}
+}
+
+// TestFloorOfAnother: a floor counts only for the replica and lineage it is of.
+func TestFloorOfAnother(t *testing.T) {
+	me := activelog.Follower{Lineage: epoch.UUID{1}, Replica: epoch.UUID{2}}
+	floor := activelog.Floor{Session: 3, LSN: 4}
+	for _, c := range []struct {
+		floor activelog.Floor
+		of    activelog.Follower
+		want  bool
+	}{{activelog.Floor{}, activelog.Follower{}, false}, {floor, me, false}, {floor, activelog.Follower{}, true},
+		{floor, activelog.Follower{Lineage: me.Lineage, Replica: epoch.UUID{9}}, true}, {floor, activelog.Follower{Lineage: epoch.UUID{9}, Replica: me.Replica}, true}} {
+		s := &source{floor: c.floor, follower: c.of}
+		if got := s.otherFloor(wire.AttachResponse{Replica: me.Replica, Pos: epoch.Pos{Lineage: me.Lineage}}); got != c.want {
+			t.Errorf("%+v of %+v: %v", c.floor, c.of, got)
+		}
 	}
 }

@@ -33,13 +33,14 @@ type source struct {
 	wg      sync.WaitGroup
 
 	// What the goroutine in attach.go knows; no other touches it.
-	active     []ext4j.Range   // may differ from before this start
-	floor      activelog.Floor // what the replica has acknowledged at least, as of an earlier life
-	clean      *cleanMark      // the last stop left nothing to resync
-	begun      bool            // the ext4j group has a session
-	unfinished *plan           // a resync that was broken off
-	empty      bool            // images made just now: a block copy will fill them
-	replaced   bool            // the replica is another one than this life began with, and not compared yet
+	active     []ext4j.Range      // may differ from before this start
+	floor      activelog.Floor    // what the replica has acknowledged at least, as of an earlier life
+	follower   activelog.Follower // whose floor that is
+	clean      *cleanMark         // the last stop left nothing to resync
+	begun      bool               // the ext4j group has a session
+	unfinished *plan              // a resync that was broken off
+	empty      bool               // images made just now: a block copy will fill them
+	replaced   bool               // the replica is another one than this life began with, and not compared yet
 
 	asked    atomic.Bool   // the peer was asked to attach, and may have a replica
 	refused  chan error    // the peer's refusals; one is kept
@@ -178,7 +179,7 @@ func (s *source) openLog(f *groupFile) error {
 	if err != nil {
 		return fmt.Errorf("open active log: %w", err)
 	}
-	s.log, s.active, s.floor = log, ranges(regions), log.Floor()
+	s.log, s.active, s.floor, s.follower = log, ranges(regions), log.Floor(), log.Follower()
 	return nil
 }
 

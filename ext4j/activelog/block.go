@@ -13,23 +13,29 @@ import (
 //
 //	   0  8 B  "KAGAMIAL"
 //	   8  u32  version 1
-//	  12  u32  required feature bits, 0
-//	  16  u64  generation
-//	  24  u32  number of the block in its half
-//	  28  u32  blocks in this generation's snapshot, at least 1
-//	  32  u32  number of the first block of its batch; 0 in the snapshot
-//	  36  u16  removals
-//	  38  u16  additions
-//	  40  16 B group
-//	  56  u64  bytes of a region
-//	  64  u64  session of the floor
-//	  72  u64  LSN of the floor: what the replica had acknowledged when this was
+//	  12  u32  required feature bits, 0; an unknown one is refused
+//	  16  u32  optional feature bits, 0; ignored
+//	  20  u32  zero
+//	  24  u64  generation
+//	  32  u32  number of the block in its half
+//	  36  u32  blocks in this generation's snapshot, at least 1
+//	  40  u32  number of the first block of its batch; 0 in the snapshot
+//	  44  u16  removals
+//	  46  u16  additions
+//	  48  16 B group
+//	  64  u64  bytes of a region
+//	  72  16 B lineage of the floor
+//	  88  16 B replica of the floor; zero: none was ever followed
+//	 104  u64  session of the floor
+//	 112  u64  LSN of the floor: what the replica had acknowledged when this was
 //	           written, and so at least what removals so far relied on
-//	  80  u64  entries: removals, then additions; disk slot << 48 | region number
+//	 120  u64  entries: removals, then additions; disk slot << 48 | region number
 //	4092  u32  CRC32C of bytes 0..4092
+//
+// A source with several replicas will need a floor of each: a required feature.
 const (
 	blockBytes   = 4096
-	entriesAt    = 80
+	entriesAt    = 120
 	sumAt        = 4092
 	blockEntries = (sumAt - entriesAt) / 8
 	logMagic     = "KAGAMIAL"
@@ -59,6 +65,7 @@ type block struct {
 	batch       uint32
 	group       epoch.UUID
 	regionBytes uint64
+	follower    Follower
 	floor       Floor
 	removals    []key
 	additions   []key
@@ -71,16 +78,18 @@ func (b *block) append(dst []byte) []byte {
 	le := binary.LittleEndian
 	copy(p, logMagic)
 	le.PutUint32(p[8:], logVersion)
-	le.PutUint64(p[16:], b.generation)
-	le.PutUint32(p[24:], b.number)
-	le.PutUint32(p[28:], b.snapshot)
-	le.PutUint32(p[32:], b.batch)
-	le.PutUint16(p[36:], uint16(len(b.removals)))
-	le.PutUint16(p[38:], uint16(len(b.additions)))
-	copy(p[40:], b.group[:])
-	le.PutUint64(p[56:], b.regionBytes)
-	le.PutUint64(p[64:], b.floor.Session)
-	le.PutUint64(p[72:], uint64(b.floor.LSN))
+	le.PutUint64(p[24:], b.generation)
+	le.PutUint32(p[32:], b.number)
+	le.PutUint32(p[36:], b.snapshot)
+	le.PutUint32(p[40:], b.batch)
+	le.PutUint16(p[44:], uint16(len(b.removals)))
+	le.PutUint16(p[46:], uint16(len(b.additions)))
+	copy(p[48:], b.group[:])
+	le.PutUint64(p[64:], b.regionBytes)
+	copy(p[72:], b.follower.Lineage[:])
+	copy(p[88:], b.follower.Replica[:])
+	le.PutUint64(p[104:], b.floor.Session)
+	le.PutUint64(p[112:], uint64(b.floor.LSN))
 	at := entriesAt
 	for _, list := range [][]key{b.removals, b.additions} {
 		for _, k := range list {
@@ -105,10 +114,12 @@ func decodeBlock(p []byte) (block, error) {
 	if f := le.Uint32(p[12:]); f != 0 {
 		return block{}, fmt.Errorf("active log needs features %#x, not known to this release", f)
 	}
-	b := block{generation: le.Uint64(p[16:]), number: le.Uint32(p[24:]), snapshot: le.Uint32(p[28:]), batch: le.Uint32(p[32:]),
-		regionBytes: le.Uint64(p[56:]), floor: Floor{le.Uint64(p[64:]), epoch.LSN(le.Uint64(p[72:]))}}
-	copy(b.group[:], p[40:56])
-	nr, na := int(le.Uint16(p[36:])), int(le.Uint16(p[38:]))
+	b := block{generation: le.Uint64(p[24:]), number: le.Uint32(p[32:]), snapshot: le.Uint32(p[36:]), batch: le.Uint32(p[40:]),
+		regionBytes: le.Uint64(p[64:]), floor: Floor{le.Uint64(p[104:]), epoch.LSN(le.Uint64(p[112:]))}}
+	copy(b.group[:], p[48:64])
+	copy(b.follower.Lineage[:], p[72:88])
+	copy(b.follower.Replica[:], p[88:104])
+	nr, na := int(le.Uint16(p[44:])), int(le.Uint16(p[46:]))
 	if nr+na > blockEntries || b.snapshot == 0 || b.batch > b.number {
 		return block{}, fmt.Errorf("%w: block %d of generation %d cannot be", ErrCorrupt, b.number, b.generation)
 	}
@@ -184,8 +195,9 @@ type state struct {
 	blocks     int    // valid blocks in it
 	generation uint64 // the highest seen anywhere
 	group      epoch.UUID
-	region     uint64 // bytes
-	floor      Floor  // the newest
+	region     uint64   // bytes
+	follower   Follower // the newest
+	floor      Floor    // likewise
 }
 
 // replay reads a whole file, two halves of equal size.
@@ -214,7 +226,7 @@ func replay(p []byte) (state, error) {
 	s.set, s.blocks = map[key]bool{}, len(best.blocks)
 	s.group, s.region = best.blocks[0].group, best.blocks[0].regionBytes
 	for _, b := range best.blocks {
-		s.floor = b.floor
+		s.follower, s.floor = b.follower, b.floor
 		for _, k := range b.removals {
 			delete(s.set, k)
 		}

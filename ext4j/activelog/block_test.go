@@ -43,7 +43,7 @@ func seal(p []byte) {
 
 // TestBatch: any batch replays to the same set, and no prefix of it makes the set larger.
 func TestBatch(t *testing.T) {
-	for _, c := range [][2]int{{0, 0}, {0, 1}, {1, 0}, {503, 0}, {503, 1}, {500, 700}, {1200, 1200}, {0, 503}, {0, 504}} {
+	for _, c := range [][2]int{{0, 0}, {0, 1}, {1, 0}, {blockEntries, 0}, {blockEntries, 1}, {490, 700}, {1200, 1200}, {0, blockEntries}, {0, blockEntries + 1}} {
 		old := map[key]bool{}
 		var removals, additions []key
 		for i := range c[0] {
@@ -83,7 +83,7 @@ func TestBlockRefused(t *testing.T) {
 		at   int
 		val  uint32
 		want string
-	}{{8, 2, "version 2"}, {12, 1, "features 0x1"}, {28, 0, "cannot be"}, {32, 4, "cannot be"}, {36, 0x0001_01f7, "cannot be"}} {
+	}{{8, 2, "version 2"}, {12, 1, "features 0x1"}, {36, 0, "cannot be"}, {40, 4, "cannot be"}, {44, 0x0001_01f2, "cannot be"}} {
 		p := bytes.Clone(good)
 		binary.LittleEndian.PutUint32(p[c.at:], c.val)
 		seal(p)
@@ -161,6 +161,9 @@ func TestGolden(t *testing.T) {
 	f := fault.NewFS(1)
 	l, _, err := Open(f, "/log", Options{Group: testGroup, RegionBytes: 1 << 20, MaxRegions: 1024})
 	must(t, err)
+	must(t, l.Follow(Follower{Lineage: epoch.UUID{0xaa}, Replica: epoch.UUID{0xbb}}))
+	l.Begin(7, 0x100, 0)
+	l.Acked(0x123)
 	must(t, l.Acquire(t.Context(), 3, 5<<20, 2<<20))
 	must(t, l.Close())
 	b, err := f.ReadFile("/log")
@@ -188,14 +191,14 @@ func FuzzReplay(f *testing.F) {
 	good := layout([2][4]string{{"1/0/1/0+5-0", "1/1/1/1+6-5"}, {"2/0/2/0+7-0"}})
 	heads := []byte{}
 	for i := 0; i < len(good); i += blockBytes {
-		heads = append(heads, good[i:i+80]...)
+		heads = append(heads, good[i:i+entriesAt+16]...)
 	}
 	f.Add(heads)
 	f.Fuzz(func(t *testing.T, heads []byte) {
 		p := make([]byte, 8*blockBytes)
 		for i := range 8 {
 			b := p[i*blockBytes : (i+1)*blockBytes]
-			copy(b[:80], heads[min(i*80, len(heads)):])
+			copy(b[:entriesAt+16], heads[min(i*(entriesAt+16), len(heads)):])
 			seal(b)
 		}
 		s, err := replay(p)

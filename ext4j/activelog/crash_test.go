@@ -60,6 +60,9 @@ type world struct {
 	kept    int
 	trace   []string
 
+	follower Follower // Follow returned for it
+	tried    Follower // the newest that Follow was called for
+
 	starved, switches, found int
 }
 
@@ -159,7 +162,20 @@ func (w *world) ack(lsn epoch.LSN) {
 	w.log.Acked(lsn)
 }
 
+func (w *world) follow() {
+	w.tried = Follower{Lineage: epoch.UUID{1}, Replica: epoch.UUID{byte(1 + w.rng.IntN(3))}}
+	w.note("follow %v", w.tried)
+	if err := w.log.Follow(w.tried); err == nil {
+		w.follower = w.tried
+	} else if !errors.Is(err, fault.ErrStopped) && !errors.Is(err, syscall.EIO) {
+		w.fatal("follow: %v", err)
+	}
+}
+
 func (w *world) step() {
+	if w.rng.IntN(40) == 0 {
+		w.follow()
+	}
 	switch k := w.rng.IntN(20); {
 	case k < 8 && len(w.waiting) < 6:
 		w.acquire()
@@ -255,6 +271,11 @@ func (w *world) check(found []Region) {
 	if len(found) > max(608, w.kept) {
 		w.fatal("found %d regions", len(found))
 	}
+	if f := w.log.Follower(); f != w.follower && f != w.tried {
+		w.fatal("follows %v, want %v or %v", f, w.follower, w.tried)
+	}
+	w.follower = w.log.Follower() // Open made it durable
+	w.tried = w.follower
 	w.found += len(found)
 	w.facts, w.held, w.waiting, w.running = map[Region]*fact{}, nil, nil, map[uint32][2]uint64{}
 	w.synced, w.clock, w.kept = [3]int{}, 0, len(found)

@@ -10,7 +10,7 @@
 //
 // # Use
 //
-// Around each write: Acquire, pwrite, assign the LSN, Release. Around each
+// After each attach: Follow. Around each write: Acquire, pwrite, assign the LSN, Release. Around each
 // fdatasync of an image: SyncBegin, fdatasync, and SyncEnd if it succeeded. When
 // NeedsRoom receives, acquirers wait because the list is full: close the open
 // epoch, so that acknowledgements come, and fdatasync every disk.

@@ -21,8 +21,9 @@ type file struct {
 	proto      block // generation, snapshot, group and region bytes of the current half
 	half       int   // the current one
 	halfBlocks int
-	next       int   // number of the next block in it
-	floor      Floor // of the next write
+	next       int      // number of the next block in it
+	follower   Follower // of the next write
+	floor      Floor    // likewise
 }
 
 func snapshotBlocks(regions int) int { return max(1, (regions+blockEntries-1)/blockEntries) }
@@ -34,7 +35,7 @@ func halfBlocksFor(regions int) int { return 6*snapshotBlocks(regions) + 16 }
 func openFile(fsys images.FS, name string, o Options) (*file, []key, error) {
 	f, err := fsys.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = create(fsys, name, o, 1, Floor{}, nil); err == nil {
+		if err = create(fsys, name, protoOf(o, 1, Follower{}, Floor{}, nil), o, nil); err == nil {
 			f, err = fsys.Open(name)
 		}
 	}
@@ -51,15 +52,11 @@ func openFile(fsys images.FS, name string, o Options) (*file, []key, error) {
 
 // create makes a whole log under another name, durable, and renames it: a file
 // of the right name always holds a complete snapshot.
-func create(fsys images.FS, name string, o Options, generation uint64, floor Floor, set []key) error {
+func create(fsys images.FS, name string, proto block, o Options, set []key) error {
 	half := halfBlocksFor(max(o.MaxRegions, len(set)))
 	b := make([]byte, 2*half*blockBytes)
-	copy(b, snapshot(o, generation, floor, set))
+	copy(b, batch(proto, nil, set))
 	return images.WriteFileAtomic(fsys, name, b, 0o600)
-}
-
-func snapshot(o Options, generation uint64, floor Floor, set []key) []byte {
-	return batch(protoOf(o, generation, floor, set), nil, set)
 }
 
 // recoverFile reads the log, makes durable what it read, and begins a new generation.
@@ -88,9 +85,9 @@ func recoverFile(fsys images.FS, name string, f images.File, o Options) (*file, 
 		return nil, nil, fmt.Errorf("its regions have %d bytes, configured are %d", s.region, o.RegionBytes)
 	}
 	set := slices.Sorted(maps.Keys(s.set))
-	d := &file{f: f, floor: s.floor, half: s.half, halfBlocks: len(p) / 2 / blockBytes, next: s.blocks}
+	d := &file{f: f, follower: s.follower, floor: s.floor, half: s.half, halfBlocks: len(p) / 2 / blockBytes, next: s.blocks}
 	if d.halfBlocks != halfBlocksFor(max(o.MaxRegions, len(set))) {
-		return resize(fsys, name, f, o, s.generation+1, s.floor, set)
+		return resize(fsys, name, f, protoOf(o, s.generation+1, s.follower, s.floor, set), o, set)
 	}
 	at := s.half * len(p) / 2
 	if err := d.write(p[at:at+s.blocks*blockBytes], 0); err != nil {
@@ -116,8 +113,8 @@ func readAll(f images.File) ([]byte, error) {
 }
 
 // resize replaces the log by one for another number of regions.
-func resize(fsys images.FS, name string, old images.File, o Options, generation uint64, floor Floor, set []key) (*file, []key, error) {
-	if err := create(fsys, name, o, generation, floor, set); err != nil {
+func resize(fsys images.FS, name string, old images.File, proto block, o Options, set []key) (*file, []key, error) {
+	if err := create(fsys, name, proto, o, set); err != nil {
 		return nil, nil, err
 	}
 	f, err := fsys.Open(name)
@@ -129,12 +126,13 @@ func resize(fsys images.FS, name string, old images.File, o Options, generation 
 		return nil, nil, fmt.Errorf("lock: %w", err)
 	}
 	_ = old.Close() // it has no name any more
-	return &file{f: f, floor: floor, proto: protoOf(o, generation, floor, set), halfBlocks: halfBlocksFor(max(o.MaxRegions, len(set))),
+	return &file{f: f, follower: proto.follower, floor: proto.floor, proto: proto, halfBlocks: halfBlocksFor(max(o.MaxRegions, len(set))),
 		next: snapshotBlocks(len(set))}, set, nil
 }
 
-func protoOf(o Options, generation uint64, floor Floor, set []key) block {
-	return block{generation: generation, snapshot: uint32(snapshotBlocks(len(set))), group: o.Group, regionBytes: uint64(o.RegionBytes), floor: floor}
+// protoOf is the first block of a generation that begins with set, without its entries.
+func protoOf(o Options, generation uint64, f Follower, floor Floor, set []key) block {
+	return block{generation: generation, snapshot: uint32(snapshotBlocks(len(set))), group: o.Group, regionBytes: uint64(o.RegionBytes), follower: f, floor: floor}
 }
 
 // begin makes the other half the current one, with set as its snapshot.
@@ -142,20 +140,20 @@ func protoOf(o Options, generation uint64, floor Floor, set []key) block {
 // Durability: until the fdatasync returns, the half left behind counts; it is
 // durable and not touched.
 func (d *file) begin(o Options, set []key) error {
-	generation := d.proto.generation + 1
-	b := snapshot(o, generation, d.floor, set)
+	proto := protoOf(o, d.proto.generation+1, d.follower, d.floor, set)
+	b := batch(proto, nil, set)
 	d.half = 1 - d.half
 	if err := d.write(b, 0); err != nil {
 		return err
 	}
-	d.proto, d.next = protoOf(o, generation, d.floor, set), len(b)/blockBytes
+	d.proto, d.next = proto, len(b)/blockBytes
 	return nil
 }
 
 // append writes a batch, or all as a new snapshot when there is no room for it.
 func (d *file) append(o Options, removals, additions []key, all func() []key) error {
 	p := d.proto
-	p.floor = d.floor
+	p.follower, p.floor = d.follower, d.floor
 	p.number, p.batch = uint32(d.next), uint32(d.next)
 	b := batch(p, removals, additions)
 	if d.next+len(b)/blockBytes > d.halfBlocks {

@@ -2,6 +2,7 @@ package activelog
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -100,6 +101,55 @@ func TestFloorAfterCleanStart(t *testing.T) {
 	fsys = fsys.Crash()
 	if f := open().Floor(); f != (Floor{7, 110}) {
 		t.Fatalf("floor %+v: a replica that lost records 102 to 110 would not be noticed", f)
+	}
+}
+
+// TestFollow: whose floor it is survives a crash as soon as Follow has
+// returned, and the floor of another replica or lineage does not count.
+func TestFollow(t *testing.T) {
+	fsys := fault.NewFS(2)
+	o := Options{Group: testGroup, RegionBytes: 4096, MaxRegions: 4}
+	crashed := func() (*Log, []Region) {
+		t.Helper()
+		fsys = fsys.Crash()
+		l, kept, err := Open(fsys, "/log", o)
+		must(t, err)
+		return l, kept
+	}
+	l, _ := crashed()
+	if l.Follower() != (Follower{}) {
+		t.Fatalf("a new log follows %+v", l.Follower())
+	}
+	one := Follower{Lineage: epoch.UUID{1}, Replica: epoch.UUID{2}}
+	for i, f := range []Follower{one, {Lineage: epoch.UUID{1}, Replica: epoch.UUID{3}}, {Lineage: epoch.UUID{4}, Replica: epoch.UUID{3}}} {
+		must(t, l.Follow(f))
+		l.Begin(uint64(i+1), epoch.LSN(100*i), 0)
+		if l.Floor() != (Floor{}) {
+			t.Errorf("the floor of another counts: %+v", l.Floor())
+		}
+		l.Acked(epoch.LSN(100*i + 5))
+		must(t, l.Follow(f))                                 // no news
+		must(t, l.Acquire(t.Context(), 1, int64(i)*4096, 1)) // writes the floor
+		l.Release(1, int64(i)*4096, 1, 1)
+		var kept []Region
+		l, kept = crashed()
+		if l.Follower() != f || l.Floor() != (Floor{uint64(i + 1), epoch.LSN(100*i + 5)}) || len(kept) != i+1 {
+			t.Errorf("after the crash: %+v, floor %+v, regions %v", l.Follower(), l.Floor(), kept)
+		}
+		l.Adopt(0)
+	}
+	must(t, l.Follow(one))
+	l, kept := crashed()
+	if l.Follower() != one || l.Floor() != (Floor{}) || len(kept) != 3 {
+		t.Errorf("after the last: %+v, floor %+v, regions %v", l.Follower(), l.Floor(), kept)
+	}
+	must(t, l.Close())
+	if err := l.Follow(Follower{}); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	o.MaxRegions = 3000 // another size of file
+	if l, _ = crashed(); l.Follower() != one {
+		t.Errorf("a resized log follows %+v", l.Follower())
 	}
 }
 

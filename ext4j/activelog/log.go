@@ -60,6 +60,13 @@ type Floor struct {
 	LSN     epoch.LSN
 }
 
+// Follower is whose position the floor is: a replica, and the lineage that it
+// follows. What another one acknowledged says nothing about it.
+type Follower struct {
+	Lineage epoch.UUID
+	Replica epoch.UUID
+}
+
 // Log is an open active log. All methods are safe for concurrent use.
 type Log struct {
 	o     Options
@@ -76,6 +83,7 @@ type Log struct {
 	base    epoch.LSN // what had been acknowledged when it began
 	shift   epoch.LSN // see Begin
 	prior   Floor     // the floor until more is
+	replica Follower  // whose floor it is
 	queue   []*request
 	removed []key // left the set; not written yet
 	starved bool  // the first in the queue waits for regions to leave
@@ -101,7 +109,7 @@ func Open(fsys images.FS, path string, o Options) (*Log, []Region, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open active log %s: %w", path, err)
 	}
-	l := &Log{o: o, file: f, prior: f.floor, set: newSet(o.MaxRegions, kept), room: make(chan struct{}, 1), kick: make(chan struct{}, 1), ended: make(chan struct{})}
+	l := &Log{o: o, file: f, prior: f.floor, replica: f.follower, set: newSet(o.MaxRegions, kept), room: make(chan struct{}, 1), kick: make(chan struct{}, 1), ended: make(chan struct{})}
 	go l.writer()
 	return l, regions(kept), nil
 }
@@ -210,6 +218,13 @@ func (l *Log) floor() Floor {
 		return l.prior
 	}
 	return Floor{l.session, l.set.acked - l.shift}
+}
+
+// Follower is whose position Floor is; zero before the first Follow.
+func (l *Log) Follower() Follower {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.replica
 }
 
 // Begin starts a session in which the replica has acknowledged everything up

@@ -39,7 +39,7 @@ func (l *Log) round() bool {
 		return false
 	}
 	l.removed = nil
-	l.file.floor = l.floor()
+	l.file.follower, l.file.floor = l.replica, l.floor()
 	l.mu.Unlock()
 	// Durability: the additions are durable before any of their requests returns.
 	err := l.file.append(l.o, removed, added, l.keys)
@@ -115,6 +115,32 @@ func (l *Log) refuse(list []*request) {
 	}
 }
 
+// Follow says who acknowledges from now on, and makes it durable if that is
+// another one than before. The floor of the one before is void: the caller has
+// everything compared.
+func (l *Log) Follow(f Follower) error {
+	l.ioMu.Lock()
+	defer l.ioMu.Unlock()
+	l.mu.Lock()
+	if l.err != nil || f == l.replica {
+		defer l.mu.Unlock()
+		return l.err
+	}
+	l.replica, l.prior, l.base = f, Floor{}, max(l.base, l.set.acked)
+	l.file.follower, l.file.floor = f, Floor{}
+	l.removed = nil // the snapshot is without them
+	keys := l.set.keys()
+	l.mu.Unlock()
+	// Durability: until this returns, the old half counts.
+	err := l.file.begin(l.o, keys)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.fail(fmt.Errorf("active log has failed: %w", err))
+	}
+	return l.err
+}
+
 // Clear makes the empty set durable: both sites are known to be alike. It
 // returns ErrPinned when a region is in use.
 func (l *Log) Clear() error {
@@ -130,7 +156,7 @@ func (l *Log) Clear() error {
 	}
 	clear(l.set.entries)
 	l.removed = nil
-	l.file.floor = l.floor()
+	l.file.follower, l.file.floor = l.replica, l.floor()
 	l.mu.Unlock()
 	// Durability: until this returns, the old half counts.
 	err := l.file.begin(l.o, nil)
