@@ -159,7 +159,7 @@ func (d *Daemon) promote(g *group, began time.Time, emit func(control.Event)) er
 	err = g.update(func(f *groupFile) {
 		f.Past = append(append([]epoch.Pos(nil), f.Past...), sealed.Pos)
 		f.Role, f.Lineage, f.Session, f.Phase, f.Failover = RolePromoted, epoch.NewUUID(), 0, Recovering, rec
-		f.Replica = epoch.UUID{} // it has none now
+		f.Replica, f.Changes, f.ChangesLost = epoch.UUID{}, false, "" // it has none now, and has changed nothing yet
 	})
 	if err != nil {
 		return errors.Join(err, g.notPromoted(err))

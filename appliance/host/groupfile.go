@@ -70,6 +70,10 @@ type groupFile struct {
 	// Compare says why everything must be compared before the replica counts;
 	// it stays until that is done. "": nothing speaks against the replica.
 	Compare string `json:"compare,omitempty"`
+	// Changes: promoted; the record of changes of every disk exists. One that is
+	// missing was lost; ChangesLost tells of those that were, in words.
+	Changes     bool   `json:"changes,omitempty"`
+	ChangesLost string `json:"changes_lost,omitempty"`
 	// Fenced says why this source must not serve any more.
 	Fenced   string          `json:"fenced,omitempty"`
 	Failover *failoverRecord `json:"failover,omitempty"`
@@ -171,7 +175,8 @@ func decodeGroupFile(b []byte) (*groupFile, error) {
 	if unknown := f.Required &^ groupFeatures; unknown != 0 {
 		return nil, fmt.Errorf("it requires features %#x that this release does not have: a later release wrote it", unknown)
 	}
-	if !validName.MatchString(f.Name) || len(f.Disks) > maxDisks || f.Role == RoleReplica && f.Replica.IsZero() {
+	if !validName.MatchString(f.Name) || len(f.Disks) > maxDisks || f.Role == RoleReplica && f.Replica.IsZero() ||
+		f.Role == RolePromoted && len(f.Past) == 0 {
 		return nil, fmt.Errorf("it is not plausible")
 	}
 	for _, d := range f.Disks {

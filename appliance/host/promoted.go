@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 
 	"kagami/ext4j"
 	"kagami/ext4j/changemap"
@@ -77,17 +79,49 @@ func (s *source) serveDetached(rec ext4j.Recorder, closeRec func() error) error 
 	return nil
 }
 
-// openChanges opens the map of each disk, making it at the first start.
+// openChanges opens the map of each disk. At the first start it makes them: an
+// attempt that was broken off has served nothing. That they exist is durable in
+// the group file before anything is served: a map that cannot be read later was
+// lost, and all of its disk counts as changed.
 func (g *group) openChanges(f *groupFile) (changes, error) {
 	maps := changes{}
 	for _, d := range f.Disks {
-		m, err := changemap.Open(g.d.fs, fmt.Sprintf("%s/changes-%d.map", g.dir, d.Slot), d.ID, d.Size, regionBytes)
+		m, err := g.openMap(f, &d)
 		if err != nil {
-			return maps, fmt.Errorf("open record of changes of disk %s: %w", d.Name, err)
+			return maps, fmt.Errorf("record of changes of disk %s: %w", d.Name, err)
 		}
 		maps[d.Slot] = m
 	}
-	return maps, nil
+	g.alarm("changes", g.snapshot().ChangesLost)
+	if f.Changes {
+		return maps, nil
+	}
+	return maps, g.update(func(f *groupFile) { f.Changes = true })
+}
+
+// origin says which changes the record of a promoted group's disk is about.
+func (f *groupFile) origin(d *diskFile) changemap.Origin {
+	return changemap.Origin{Group: f.ID, Disk: d.ID, DiskBytes: d.Size, RegionBytes: regionBytes, Lineage: f.Lineage, Fork: f.Past[len(f.Past)-1]}
+}
+
+func (g *group) openMap(f *groupFile, d *diskFile) (*changemap.Map, error) {
+	path, o := fmt.Sprintf("%s/changes-%d.map", g.dir, d.Slot), f.origin(d)
+	if !f.Changes {
+		return changemap.Create(g.d.fs, path, o, false)
+	}
+	m, err := changemap.Open(g.d.fs, path, o)
+	if !errors.Is(err, changemap.ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
+		return m, err
+	}
+	// The loss is durable before the full map that takes its place.
+	why := fmt.Sprintf("the record of changes of disk %s was lost, all of the disk counts as changed: %v", d.Name, err)
+	if err := g.update(func(f *groupFile) { f.ChangesLost = strings.TrimPrefix(f.ChangesLost+"; "+why, "; ") }); err != nil {
+		return nil, err
+	}
+	if err := g.d.fs.Rename(path, path+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("put what is left of it aside: %w", err)
+	}
+	return changemap.Create(g.d.fs, path, o, true)
 }
 
 // diskDevice lets the journal replay write through the group's own path, so

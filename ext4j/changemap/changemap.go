@@ -5,10 +5,18 @@
 // A file holds a header block of 4096 bytes and then one bit per region, the
 // lowest region in the lowest bit of the first byte:
 //
-//	 0  8 B  "KAGAMICM"       8 u32 version 1      12 u32 zero
-//	16 16 B  disk UUID       32 u64 disk size, bytes
-//	40 u64   region size, bytes
-//	4092 u32 CRC32C of bytes 0..4092
+//	   0  8 B  "KAGAMICM"
+//	   8  u32  version 1
+//	  12  u32  required feature bits, 0; an unknown one is refused
+//	  16  u32  optional feature bits, 0; ignored and kept
+//	  20  u32  zero
+//	  24  16 B group
+//	  40  16 B disk
+//	  56  u64  disk size, bytes
+//	  64  u64  region size, bytes
+//	  72  16 B lineage that made the changes
+//	  88  16 B, u64, u64: lineage, session and LSN of the fork, since which they were made
+//	4092  u32  CRC32C of bytes 0..4092
 //
 // All integers are little-endian. The bits carry no checksum and are written in
 // place: they only ever go from 0 to 1, so a write torn by a crash leaves each
@@ -32,7 +40,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"io/fs"
 	"math/bits"
 	"path/filepath"
 	"sync"
@@ -49,7 +56,7 @@ const (
 	maxRegions = 1 << 28
 )
 
-// ErrCorrupt: the header is damaged or of another disk; every region must be
+// ErrCorrupt: the map is damaged or of something else; every region must be
 // taken as changed.
 var ErrCorrupt = errors.New("record of changes is damaged")
 
@@ -58,11 +65,35 @@ var ErrClosed = errors.New("record of changes is closed")
 
 var table = crc32.MakeTable(crc32.Castagnoli)
 
+// Origin says what a map records: the changes of one disk, made in Lineage
+// since it began at Fork, the last position of the lineage before.
+type Origin struct {
+	Group       epoch.UUID
+	Disk        epoch.UUID
+	DiskBytes   int64
+	RegionBytes int64
+	Lineage     epoch.UUID
+	Fork        epoch.Pos
+}
+
+func (o *Origin) check() error {
+	if o.DiskBytes <= 0 || o.RegionBytes <= 0 || (o.DiskBytes-1)/o.RegionBytes >= maxRegions {
+		return fmt.Errorf("record of changes of a disk of %d bytes in regions of %d: out of bounds", o.DiskBytes, o.RegionBytes)
+	}
+	return nil
+}
+
+func (o *Origin) regions() int64 { return (o.DiskBytes-1)/o.RegionBytes + 1 }
+
+// bitBytes is the size of the bits on disk: whole blocks.
+func (o *Origin) bitBytes() int64 {
+	return ((o.regions()+7)/8 + blockBytes - 1) / blockBytes * blockBytes
+}
+
 // Map is an open record of changes. It is safe for concurrent use.
 type Map struct {
-	f      images.File
-	region int64
-	size   int64
+	f images.File
+	o Origin
 
 	mu      sync.Mutex
 	cond    *sync.Cond
@@ -73,49 +104,87 @@ type Map struct {
 	err     error          // final
 }
 
-// Open opens the map of a disk, making it empty when the file is missing.
-// Sizes are bytes.
-func Open(fsys images.FS, path string, disk epoch.UUID, diskSize, regionBytes int64) (*Map, error) {
-	if diskSize <= 0 || regionBytes <= 0 || (diskSize-1)/regionBytes >= maxRegions {
-		return nil, fmt.Errorf("record of changes of a disk of %d bytes in regions of %d: out of bounds", diskSize, regionBytes)
+// Create makes the map, in the place of any that is there, and opens it: empty
+// or, if full, with every region changed.
+func Create(fsys images.FS, path string, o Origin, full bool) (*Map, error) {
+	if err := o.check(); err != nil {
+		return nil, err
 	}
-	m := &Map{region: regionBytes, size: diskSize, dirty: map[int64]bool{}}
-	m.cond = sync.NewCond(&m.mu)
-	n := ((diskSize-1)/regionBytes)/8 + 1
-	n = (n + blockBytes - 1) / blockBytes * blockBytes
-	m.durable, m.wanted = make([]byte, n), make([]byte, n)
-	head := header(disk, diskSize, regionBytes)
-	f, err := fsys.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		// Complete and durable, or not there at all; full of zeros, so that later commits only overwrite.
-		if err := images.WriteFileAtomic(fsys, path, append(head[:blockBytes:blockBytes], make([]byte, n)...), 0o600); err != nil {
-			return nil, fmt.Errorf("make record of changes: %w", err)
+	b := append(o.header(0), make([]byte, o.bitBytes())...)
+	if full {
+		for i := range o.regions() {
+			b[blockBytes+i/8] |= 1 << (i % 8)
 		}
-		f, err = fsys.Open(path)
 	}
+	// Complete and durable, or not there at all; as long as it will ever be, so that later commits only overwrite.
+	if err := images.WriteFileAtomic(fsys, path, b, 0o600); err != nil {
+		return nil, fmt.Errorf("make record of changes: %w", err)
+	}
+	return Open(fsys, path, o)
+}
+
+// Open opens the map of o. It must be there: one that is missing has been lost,
+// and everything counts as changed, as with ErrCorrupt.
+func Open(fsys images.FS, path string, o Origin) (*Map, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	m := &Map{o: o, dirty: map[int64]bool{}, durable: make([]byte, o.bitBytes()), wanted: make([]byte, o.bitBytes())}
+	m.cond = sync.NewCond(&m.mu)
+	f, err := fsys.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open record of changes: %w", err)
 	}
 	m.f = f
-	if err := m.load(fsys, path, head); err != nil {
+	if err := m.load(fsys, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("read record of changes %s: %w", path, err), f.Close())
 	}
 	return m, nil
 }
 
-func header(disk epoch.UUID, diskSize, regionBytes int64) []byte {
+func (o *Origin) header(optional uint32) []byte {
 	b := make([]byte, blockBytes)
+	le := binary.LittleEndian
 	copy(b, magic)
-	binary.LittleEndian.PutUint32(b[8:], version)
-	copy(b[16:], disk[:])
-	binary.LittleEndian.PutUint64(b[32:], uint64(diskSize))
-	binary.LittleEndian.PutUint64(b[40:], uint64(regionBytes))
-	binary.LittleEndian.PutUint32(b[blockBytes-4:], crc32.Checksum(b[:blockBytes-4], table))
+	le.PutUint32(b[8:], version)
+	le.PutUint32(b[16:], optional)
+	copy(b[24:], o.Group[:])
+	copy(b[40:], o.Disk[:])
+	le.PutUint64(b[56:], uint64(o.DiskBytes))
+	le.PutUint64(b[64:], uint64(o.RegionBytes))
+	copy(b[72:], o.Lineage[:])
+	copy(b[88:], o.Fork.Lineage[:])
+	le.PutUint64(b[104:], o.Fork.Session)
+	le.PutUint64(b[112:], uint64(o.Fork.LSN))
+	seal(b)
 	return b
 }
 
+func seal(b []byte) {
+	binary.LittleEndian.PutUint32(b[blockBytes-4:], crc32.Checksum(b[:blockBytes-4], table))
+}
+
+// checkHeader tells whether a header is o's. An error other than ErrCorrupt says
+// that a later release wrote it.
+func (o *Origin) checkHeader(b []byte) error {
+	le := binary.LittleEndian
+	if string(b[:8]) != magic || crc32.Checksum(b[:blockBytes-4], table) != le.Uint32(b[blockBytes-4:]) {
+		return fmt.Errorf("%w: its header is damaged", ErrCorrupt)
+	}
+	if v := le.Uint32(b[8:]); v != version {
+		return fmt.Errorf("it has version %d, this release reads %d", v, version)
+	}
+	if f := le.Uint32(b[12:]); f != 0 {
+		return fmt.Errorf("it needs features %#x that this release does not have", f)
+	}
+	if string(b) != string(o.header(le.Uint32(b[16:]))) {
+		return fmt.Errorf("%w: it is of another group, disk or lineage", ErrCorrupt)
+	}
+	return nil
+}
+
 // load reads the map and makes durable what it read, its name included.
-func (m *Map) load(fsys images.FS, path string, head []byte) error {
+func (m *Map) load(fsys images.FS, path string) error {
 	if err := m.f.Lock(); err != nil {
 		return fmt.Errorf("lock: %w", err)
 	}
@@ -123,13 +192,15 @@ func (m *Map) load(fsys images.FS, path string, head []byte) error {
 		return fmt.Errorf("fsync folder: %w", err)
 	}
 	b := make([]byte, blockBytes+len(m.durable))
-	if n, err := m.f.ReadAt(b, 0); errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: %d bytes of %d", ErrCorrupt, n, len(b))
-	} else if err != nil {
+	n, err := m.f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read: %w", err)
 	}
-	if string(b[:blockBytes]) != string(head) {
-		return fmt.Errorf("%w: its header is damaged or describes another disk", ErrCorrupt)
+	if err := m.o.checkHeader(b[:blockBytes]); err != nil {
+		return err
+	}
+	if n < len(b) {
+		return fmt.Errorf("%w: %d bytes of %d", ErrCorrupt, n, len(b))
 	}
 	if _, err := m.f.WriteAt(b, 0); err != nil {
 		return fmt.Errorf("rewrite: %w", err)
@@ -146,10 +217,10 @@ func (m *Map) load(fsys images.FS, path string, head []byte) error {
 // range that is there already costs no I/O; marks that wait at the same time
 // share one fdatasync.
 func (m *Map) Mark(off, n int64) error {
-	if off < 0 || n <= 0 || n > m.size-off {
-		return fmt.Errorf("mark %d bytes at %d as changed: the disk has %d", n, off, m.size)
+	if off < 0 || n <= 0 || n > m.o.DiskBytes-off {
+		return fmt.Errorf("mark %d bytes at %d as changed: the disk has %d", n, off, m.o.DiskBytes)
 	}
-	first, last := off/m.region, (off+n-1)/m.region
+	first, last := off/m.o.RegionBytes, (off+n-1)/m.o.RegionBytes
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i := first; i <= last; i++ {

@@ -40,7 +40,7 @@ func TestCrash(t *testing.T) {
 			if rng.IntN(4) == 0 {
 				f.Inject(fault.Fault{Op: fault.OpSync, Nth: rng.IntN(8), Err: syscall.EIO})
 			}
-			m, err := Open(f, "/map", disk, regions*4096, 4096)
+			m, err := openOrCreate(f, "/map", origin(regions*4096, 4096))
 			if err == nil {
 				check(t, seed, m, must2, may)
 				for _, r := range m.Regions() {
@@ -99,7 +99,7 @@ func check(t *testing.T, seed int64, m *Map, want, may map[uint64]bool) {
 
 func TestGolden(t *testing.T) {
 	f := fault.NewFS(1)
-	m, err := Open(f, "/map", disk, 1<<40, 1<<20)
+	m, err := Create(f, "/map", origin(1<<40, 1<<20), false)
 	must(t, err)
 	must(t, m.Mark(3<<20, 9<<20))
 	must(t, m.Mark(1<<40-1, 1))
@@ -124,11 +124,11 @@ func TestGolden(t *testing.T) {
 
 func TestOnDisk(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "changes-0.map")
-	m, err := Open(images.OS{}, name, disk, 100<<20, 1<<20)
+	m, err := Create(images.OS{}, name, origin(100<<20, 1<<20), false)
 	must(t, err)
 	must(t, m.Mark(7<<20, 2<<20))
 	must(t, m.Close())
-	m, err = Open(images.OS{}, name, disk, 100<<20, 1<<20)
+	m, err = Open(images.OS{}, name, origin(100<<20, 1<<20))
 	must(t, err)
 	if s := fmt.Sprint(m.Regions()); s != "[7 8]" {
 		t.Error(s)
@@ -147,7 +147,7 @@ func TestSyncErrorIsFinal(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := Open(f, "/m", disk, size, region); !errors.Is(err, images.ErrLocked) {
+	if _, err := Open(f, "/m", origin(size, region)); !errors.Is(err, images.ErrLocked) {
 		t.Errorf("opened twice: %v", err)
 	}
 	must(t, m.Close())
@@ -163,7 +163,7 @@ func TestShortFile(t *testing.T) {
 	must(t, err)
 	for _, n := range []int{0, 100, blockBytes, len(b) - 1} {
 		f.WriteFile("/m", b[:n])
-		if _, err := Open(f, "/m", disk, size, region); !errors.Is(err, ErrCorrupt) {
+		if _, err := Open(f, "/m", origin(size, region)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%d bytes: %v", n, err)
 		}
 	}
