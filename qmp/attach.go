@@ -24,6 +24,10 @@ type AttachSpec struct {
 	// BeforePivot is called once the copy is complete and follows the guest's
 	// writes; an error cancels the attach. It may be nil.
 	BeforePivot func(ctx context.Context) error
+	// BeforeCancel is called before a copy that has begun is cancelled, with the
+	// reason. A job ends only when its writes have: whoever serves, and holds some
+	// up, must drop them now. It may be nil.
+	BeforeCancel func(why error)
 }
 
 // Phases of Attach and Detach, as given to their progress functions.
@@ -97,7 +101,7 @@ func (w *worker) attach(ctx context.Context, s AttachSpec, progress Progress) er
 		return err
 	}
 	m := mirror{
-		target: s.Target, before: s.BeforePivot,
+		target: s.Target, before: s.BeforePivot, giveUp: s.BeforeCancel,
 		start: func() error {
 			return w.d.blockCopy(s.Target, nbdTarget(s.Target, s.Socket, s.Export, s.ReconnectDelay), true, s.Bandwidth)
 		},

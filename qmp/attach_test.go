@@ -96,6 +96,11 @@ func TestAttachFailsBeforePivot(t *testing.T) {
 					c.set(d, &s)
 				}
 				live, stored, job := d.live, d.stored, d.job
+				s.BeforeCancel = func(why error) {
+					if d.pivoted > 0 || d.aborted || c.want != nil && !errors.Is(why, c.want) {
+						t.Errorf("told too late, or of another reason: %v", why)
+					}
+				}
 				err := testWorker(d).attach(ctx, s, nil)
 				if err == nil || c.want != nil && !errors.Is(err, c.want) {
 					t.Fatalf("error %v", err)
@@ -113,12 +118,16 @@ func TestAttachCancelledMidway(t *testing.T) {
 		d := newFakeDomain(StateRunning)
 		ctx, cancel := context.WithCancelCause(t.Context())
 		gone := errors.New("the server is gone")
-		live := d.live
-		err := testWorker(d).attach(ctx, testSpec(), func(done, _ int64, _ string) {
+		live, s, told := d.live, testSpec(), false
+		s.BeforeCancel = func(error) { told = d.job != nil && !d.aborted }
+		err := testWorker(d).attach(ctx, s, func(done, _ int64, _ string) {
 			if done > 300 {
 				cancel(gone)
 			}
 		})
+		if !told {
+			t.Error("the copy was cancelled and whoever serves was not told before")
+		}
 		if !errors.Is(err, gone) && !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}

@@ -30,6 +30,7 @@ type fakeDomain struct {
 	late    int    // pivots that come too early
 	after   func() // called when a pivot was made but is to be reported as failed
 	freed   bool
+	aborted bool // a job was cancelled
 	modern  bool // libvirt knows <reconnect>
 }
 
@@ -131,7 +132,7 @@ func (d *fakeDomain) abortJob(target string, pivot bool) error {
 	case err != nil && d.after == nil:
 		return err
 	case !pivot:
-		d.job = nil
+		d.job, d.aborted = nil, true
 		return err
 	}
 	d.pivoted++

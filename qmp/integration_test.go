@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -144,7 +145,38 @@ func stepFailedAttach(r *rig, s *server) {
 		r.t.Logf("%v", err)
 	}
 	r.untouched()
+	r.stoppedServer(s)
 	s.start()
+}
+
+// stoppedServer: a server stops answering in the middle of the copy, as an
+// export does whose queue is full. The copy ends soon because the server drops
+// its writes when it is told that the copy is given up.
+func (r *rig) stoppedServer(s *server) {
+	r.t.Helper()
+	s.run(true)
+	ctx, cancel := context.WithCancel(r.t.Context())
+	defer cancel()
+	var began time.Time
+	time.AfterFunc(time.Second, func() {
+		if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			r.t.Error(err)
+		}
+		time.AfterFunc(time.Second, func() {
+			began = time.Now()
+			cancel()
+		})
+	})
+	a := s.spec()
+	a.BeforeCancel = func(error) { s.kill() }
+	err := r.l.Attach(ctx, a, nil)
+	if !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "tidying up") {
+		r.t.Fatalf("given up: %v", err)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		r.t.Errorf("the end of the copy took %v", took)
+	}
+	r.untouched()
 }
 
 func stepAttach(r *rig, s *server) {

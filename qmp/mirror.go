@@ -15,6 +15,7 @@ type mirror struct {
 	target string
 	start  func() error
 	before func(context.Context) error // may be nil: see AttachSpec.BeforePivot
+	giveUp func(why error)             // may be nil: see AttachSpec.BeforeCancel
 	moved  func(Disk) bool             // the disk is what the pivot makes it
 	undo   func() error                // may be nil: after a copy that began and was cancelled
 }
@@ -24,7 +25,7 @@ type mirror struct {
 func (w *worker) mirror(ctx context.Context, m mirror, progress Progress) error {
 	if err := awaitErr(ctx, w.calls, "start to copy disk "+m.target, m.start); err != nil {
 		if ctx.Err() != nil { // the call may be under way still
-			return joinCleanup(err, w.cancel(ctx, m.target))
+			return joinCleanup(err, w.cancelMirror(ctx, m, err))
 		}
 		return err
 	}
@@ -39,11 +40,19 @@ func (w *worker) mirror(ctx context.Context, m mirror, progress Progress) error 
 	if err == nil {
 		return nil
 	}
-	cleanup := w.cancel(ctx, m.target)
+	cleanup := w.cancelMirror(ctx, m, err)
 	if cleanup == nil && m.undo != nil {
 		cleanup = m.undo()
 	}
 	return joinCleanup(err, cleanup)
+}
+
+// cancelMirror ends the job of a mirror that is given up.
+func (w *worker) cancelMirror(ctx context.Context, m mirror, why error) error {
+	if m.giveUp != nil {
+		m.giveUp(why)
+	}
+	return w.cancel(ctx, m.target)
 }
 
 // follow waits until the copy is complete and follows the guest.

@@ -68,7 +68,8 @@ func (l *Libvirt) State(ctx context.Context, vm string) (s State, err error) {
 // comment for what an error leaves behind: ErrUntreated means that it is attached
 // and Treat must be called again; before the pivot, the VM is as it was.
 // Cancelling ctx before the pivot cancels the copy. It is the caller who must do so when the
-// server dies meanwhile: nobody else may notice. The error policies in the
+// server dies meanwhile: nobody else may notice. A server that holds up the copy's writes holds
+// up its end, too: see BeforeCancel. The error policies in the
 // stored definition ("stop") take effect at the VM's next start.
 func (l *Libvirt) Attach(ctx context.Context, s AttachSpec, progress Progress) error {
 	if err := s.check(); err != nil {

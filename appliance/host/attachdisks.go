@@ -14,6 +14,10 @@ import (
 // attachDisks is step 4 of Protect: copy every disk into its export, and when
 // all copies follow the guest, make the VM use them. Until then, an
 // interruption or the end of the group's service cancels all copies.
+//
+// A copy that is given up has its exports dropped first: QEMU ends a job only
+// when the job's writes have ended, and those wait for as long as the queue is
+// full and the link down. The first pivot needs the exports for good.
 func (d *Daemon) attachDisks(ctx context.Context, g *group, src *source, emit func(control.Event)) error {
 	copying, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
@@ -22,7 +26,16 @@ func (d *Daemon) attachDisks(ctx context.Context, g *group, src *source, emit fu
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
-	wg.Go(func() { watchCopies(copying, g, src, cancel, emit) })
+	watching, stopWatching := context.WithCancel(copying)
+	defer stopWatching()
+	wg.Go(func() { watchCopies(watching, g, src, cancel, emit) })
+	committed := false
+	giveUp := func(error) {
+		if !committed {
+			stopWatching() // what ends the exports now is no news
+			src.drop()
+		}
+	}
 	commit := func() error {
 		// A pivot holds up the guest until the export has answered a FLUSH, so
 		// the replica must be there and have caught up.
@@ -33,13 +46,21 @@ func (d *Daemon) attachDisks(ctx context.Context, g *group, src *source, emit fu
 		if !interrupt() {
 			return context.Cause(ctx)
 		}
+		committed = true // the first pivot follows at once
 		return nil
 	}
-	err := d.attachFrom(copying, g, g.snapshot().Disks, commit, emit)
+	err := d.attachFrom(copying, g, g.snapshot().Disks, copyHooks{commit, giveUp}, emit)
 	if cause := context.Cause(copying); err != nil && cause != nil {
 		return cause // what libvirt says is that it was told to stop
 	}
 	return fromHypervisor(err)
+}
+
+// copyHooks are what attachDisks does between copies and pivots. They are
+// called from its own goroutine.
+type copyHooks struct {
+	commit func() error    // before the first pivot
+	giveUp func(why error) // before the job of a copy is cancelled
 }
 
 // watchCopies cancels copies that will not get on, which nobody but us
@@ -53,6 +74,9 @@ func watchCopies(ctx context.Context, g *group, src *source, cancel context.Canc
 		case <-ctx.Done():
 			return
 		case <-src.eng.Done():
+			if ctx.Err() != nil {
+				return
+			}
 			cancel(fmt.Errorf("the exports of %s failed: %w", g.name, src.eng.Err()))
 		case err := <-src.refused:
 			cancel(fromPeer(g.snapshot().Peer, err))
@@ -77,10 +101,10 @@ func (g *group) waitsFor() []string {
 }
 
 // attachFrom attaches the first of disks, and before it pivots, all others:
-// the last disk is the first to pivot, after commit.
-func (d *Daemon) attachFrom(ctx context.Context, g *group, disks []diskFile, commit func() error, emit func(control.Event)) error {
+// the last disk is the first to pivot, after hooks.commit.
+func (d *Daemon) attachFrom(ctx context.Context, g *group, disks []diskFile, hooks copyHooks, emit func(control.Event)) error {
 	if len(disks) == 0 {
-		return commit()
+		return hooks.commit()
 	}
 	hv, err := d.virt()
 	if err != nil {
@@ -96,8 +120,8 @@ func (d *Daemon) attachFrom(ctx context.Context, g *group, disks []diskFile, com
 		emit(progressEvent("sync "+disk.Name, phase, done, total, began))
 	}
 	err = hv.Attach(ctx, qmp.AttachSpec{VM: g.snapshot().VM, Target: disk.Name, Socket: disk.Socket, Export: disk.Name,
-		Size: disk.Size, ReconnectDelay: d.limits(g.name).ReconnectDelay,
-		BeforePivot: func(ctx context.Context) error { return d.attachFrom(ctx, g, disks[1:], commit, emit) }}, progress)
+		Size: disk.Size, ReconnectDelay: d.limits(g.name).ReconnectDelay, BeforeCancel: hooks.giveUp,
+		BeforePivot: func(ctx context.Context) error { return d.attachFrom(ctx, g, disks[1:], hooks, emit) }}, progress)
 	if err != nil && d.isAttached(g, disk.Name) { // it runs from the export, which is what counts
 		say(emit, "warning", "disk %s: %v", disk.Name, err)
 		g.alarm(untreated(disk.Name), fmt.Sprintf("disk %s of VM %s: %v", disk.Name, g.domainName(), err))

@@ -8,8 +8,10 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"kagami/appliance/control"
 	"kagami/qmp"
@@ -275,4 +277,70 @@ func TestImageFails(t *testing.T) {
 			p.main.mustProtect(testVM)
 		})
 	}
+}
+
+// TestLinkDownInCopy: the line goes down while a disk is copied, so the copy's
+// writes wait in the full queue. An interruption and the daemon's end take
+// everything back all the same, and soon.
+func TestLinkDownInCopy(t *testing.T) {
+	for _, how := range []string{"interrupt", "stop"} {
+		t.Run(how, func(t *testing.T) {
+			p := newPair(t).up()
+			vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 8*diskSize), "vdb": randomBytes(2, 8*diskSize)})
+			want := guestContent(t, vm)
+			here, there := p.main.traces(), p.dr.traces()
+			hung := cutInCopy(p, vm.disk("vdb"), "attach vdb copy 10")
+			ctx, interrupt := context.WithCancel(t.Context())
+			defer interrupt()
+			ended := make(chan error, 1)
+			go func() { ended <- p.main.protect(ctx, control.ProtectRequest{VM: testVM, To: "dr"}) }()
+			<-hung
+			began := time.Now()
+			if how == "interrupt" {
+				interrupt()
+				refusedAsInterrupted(t, <-ended)
+				await(t, "everything to be taken back here", func() bool { return p.main.group(testVM).State == "leaving" })
+			} else {
+				p.main.stop()
+				if err := <-ended; err == nil {
+					t.Error("the command was told of a success")
+				}
+			}
+			if took := time.Since(began); took > jobEnd {
+				t.Errorf("it took %v", took)
+			}
+			guestUnharmed(t, vm, want)
+			p.main.host.setFault(nil)
+			if how == "stop" {
+				p.start(p.main, p.dr)
+			}
+			p.start(p.dr, p.main)
+			await(t, "the replica to be gone", func() bool { return p.main.group(testVM).Name == "" && p.dr.group(testVM).Name == "" })
+			p.main.untouched(here)
+			p.dr.untouched(there)
+		})
+	}
+}
+
+// cutInCopy stops the daemon of site dr at a step of the copy of a disk. The
+// channel is closed when the copy hangs.
+func cutInCopy(p *pair, d *fakeDisk, step string) (hung chan struct{}) {
+	hung = make(chan struct{})
+	var last atomic.Int64
+	var cut atomic.Bool
+	p.main.host.setFault(func(_ context.Context, at string) error {
+		last.Store(time.Now().UnixNano())
+		if at != step || cut.Swap(true) {
+			return nil
+		}
+		p.dr.stop()
+		go func() {
+			for time.Since(time.Unix(0, last.Load())) < time.Second || d.landed(0) {
+				time.Sleep(50 * time.Millisecond)
+			}
+			close(hung)
+		}()
+		return nil
+	})
+	return hung
 }

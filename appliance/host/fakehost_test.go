@@ -143,6 +143,7 @@ func (c *conn) Attach(ctx context.Context, s qmp.AttachSpec, progress qmp.Progre
 	if err != nil {
 		return err
 	}
+	to.impatient.Store(true)
 	err = c.copy(ctx, "attach "+s.Target, d, to, progress)
 	if err == nil && s.BeforePivot != nil {
 		err = s.BeforePivot(ctx)
@@ -151,9 +152,12 @@ func (c *conn) Attach(ctx context.Context, s qmp.AttachSpec, progress qmp.Progre
 		err = c.at(ctx, "attach %s pivot", s.Target)
 	}
 	if err != nil {
-		c.cancelJob(d)
-		return err
+		if s.BeforeCancel != nil {
+			s.BeforeCancel(err)
+		}
+		return c.cancelled(d, err)
 	}
+	to.impatient.Store(false)
 	d.pivot(func(def *qmp.Disk) {
 		def.Kind, def.Source, def.Socket, def.Export = "network", "nbd "+s.Export, s.Socket, s.Export
 	})
@@ -174,9 +178,12 @@ func (c *conn) copy(ctx context.Context, op string, d *fakeDisk, to medium, prog
 			return err
 		}
 		part := span{off, min(piece, size-off)}
-		err := d.piece(to, part)
+		err := d.piece(ctx, to, part)
 		for _, again := range d.takeDirty() {
-			err = errors.Join(err, d.piece(to, again))
+			err = errors.Join(err, d.piece(ctx, to, again))
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err != nil {
 			return fmt.Errorf("%w: the copy of disk %s failed, the VM goes on as before: %w", qmp.ErrCopyFailed, d.def.Target, err)
@@ -186,11 +193,28 @@ func (c *conn) copy(ctx context.Context, op string, d *fakeDisk, to medium, prog
 	return c.at(ctx, "%s ready", op)
 }
 
-// cancelJob ends a job; a killed daemon does not get to that.
-func (c *conn) cancelJob(d *fakeDisk) {
-	if !c.dead.Load() {
-		d.follow(nil)
+// jobEnd is how long a cancelled job may take to go away.
+const jobEnd = 10 * time.Second
+
+// cancelJob ends a job, which waits for the job's writes; a killed daemon does
+// not get to that.
+func (c *conn) cancelJob(d *fakeDisk) error {
+	if c.dead.Load() {
+		return nil
 	}
+	if !d.landed(jobEnd) {
+		return fmt.Errorf("the copy of disk %s does not end", d.definition().Target)
+	}
+	d.follow(nil)
+	return nil
+}
+
+// cancelled ends a job after an error.
+func (c *conn) cancelled(d *fakeDisk, why error) error {
+	if err := c.cancelJob(d); err != nil {
+		return fmt.Errorf("%w (and tidying up failed: %w)", why, err)
+	}
+	return why
 }
 
 func (d *fakeDisk) pivot(change func(*qmp.Disk)) {
@@ -232,7 +256,7 @@ func (c *conn) Detach(ctx context.Context, s qmp.DetachSpec, progress qmp.Progre
 		err = c.at(ctx, "detach %s pivot", s.Target)
 	}
 	if err != nil {
-		c.cancelJob(d)
+		err = c.cancelled(d, err)
 		if !c.dead.Load() {
 			err = errors.Join(err, os.Remove(s.File))
 		}
@@ -253,8 +277,7 @@ func (c *conn) CancelCopy(_ context.Context, name, target, socket string) error 
 	if ok && x.socket != socket {
 		return fmt.Errorf("%w: not kagami's", qmp.ErrJobRunning)
 	}
-	c.cancelJob(d)
-	return nil
+	return c.cancelJob(d)
 }
 
 func (c *conn) Treat(ctx context.Context, name, target, socket, export string, _ time.Duration) error {

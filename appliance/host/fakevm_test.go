@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kagami/qmp"
@@ -41,10 +42,11 @@ type fakeDisk struct {
 	def     qmp.Disk
 	treated bool
 
-	io     sync.Mutex // requests; taken before mu
-	from   medium     // while the VM runs
-	mirror medium     // while a copy is under way
-	dirty  []span     // what the guest wrote since the copy had it
+	io     sync.Mutex   // requests; taken before mu
+	from   medium       // while the VM runs
+	mirror medium       // while a copy is under way
+	flight atomic.Int32 // writes of the copy
+	dirty  []span       // what the guest wrote since the copy had it
 }
 
 // span is a part of a disk, bytes.
@@ -63,11 +65,12 @@ type fileMedium struct{ *os.File }
 
 func (f fileMedium) Flush() error { return f.Sync() }
 
-// exportMedium is an NBD export. It connects again, as a treated node does,
-// and makes requests again that got no answer.
+// exportMedium is an NBD export. As a treated node does, it connects again and
+// makes requests again that got no answer; the target of a copy does not.
 type exportMedium struct {
 	socket, export string
 	c              *raw.Client
+	impatient      atomic.Bool
 }
 
 // reconnectLimit is how long an export may be away in a test.
@@ -99,7 +102,7 @@ func (m *exportMedium) do(request func(*raw.Client) error) error {
 			m.c.Kill()
 			m.c = nil
 		}
-		if time.Now().After(end) {
+		if m.impatient.Load() || time.Now().After(end) {
 			return fmt.Errorf("the export did not come back: %w", err)
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -180,13 +183,36 @@ func (d *fakeDisk) write(p []byte, off int64) error {
 	return d.from.Flush()
 }
 
-// piece copies one part to the mirror; the guest does not wait for it.
-func (d *fakeDisk) piece(to medium, s span) error {
+// piece copies one part to the mirror; the guest does not wait for it. Whoever
+// asked for the copy may give up, the write goes on.
+func (d *fakeDisk) piece(ctx context.Context, to medium, s span) error {
 	p, err := d.read(s.off, s.n)
-	if err == nil {
-		_, err = to.WriteAt(p, s.off)
+	if err != nil {
+		return err
 	}
-	return err
+	done := make(chan error, 1)
+	d.flight.Add(1)
+	go func() {
+		defer d.flight.Add(-1)
+		_, err := to.WriteAt(p, s.off)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// landed waits until the copy has no write in flight: QEMU ends no job before.
+func (d *fakeDisk) landed(limit time.Duration) bool {
+	for end := time.Now().Add(limit); d.flight.Load() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
 }
 
 // takeDirty is what the copy lacks.

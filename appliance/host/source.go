@@ -287,14 +287,19 @@ func (s *source) stop() error {
 	if s.cancel != nil {
 		s.cancel()
 	}
+	s.drop()
+	s.eng.Close()
+	s.wg.Wait()
+	return s.close()
+}
+
+// drop drops every client and whatever it waits for, for good; what is left of
+// the service ends with stop.
+func (s *source) drop() {
 	s.eng.Fail(ext4j.ErrGone)
-	var errs []error
 	for _, x := range s.exports {
 		x.close()
 	}
-	s.eng.Close()
-	s.wg.Wait()
-	return errors.Join(append(errs, s.close())...)
 }
 
 // ready waits until the group is attached and its gate open. A replica's
