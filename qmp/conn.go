@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"slices"
 	"time"
 )
 
@@ -86,10 +85,10 @@ func (l *Libvirt) QEMUUser(ctx context.Context) (uid, gid int, err error) {
 	return qemuUser(caps)
 }
 
-// HasNetwork makes the function that Mapping wants: libvirt's networks, and this
+// Networks makes the function that Mapping wants: libvirt's networks, and this
 // host's interfaces and bridges, as they are now.
-func (l *Libvirt) HasNetwork(ctx context.Context) (func(name string) bool, error) {
-	names, err := await(ctx, &calls{gate: &l.gate}, "list networks", l.networks)
+func (l *Libvirt) Networks(ctx context.Context) (func(name string) NetworkState, error) {
+	states, err := await(ctx, &calls{gate: &l.gate}, "list networks", l.networks)
 	if err != nil {
 		return nil, err
 	}
@@ -98,9 +97,21 @@ func (l *Libvirt) HasNetwork(ctx context.Context) (func(name string) bool, error
 		return nil, fmt.Errorf("list network interfaces: %w", err)
 	}
 	for _, i := range ifs {
-		names = append(names, i.Name)
+		if _, defined := states[i.Name]; !defined {
+			states[i.Name] = NetworkReady
+		}
 	}
-	return func(n string) bool { return slices.Contains(names, n) }, nil
+	return func(n string) NetworkState { return states[n] }, nil
+}
+
+// HasKVM reports that libvirt offers KVM for some kind of guest here: /dev/kvm
+// is there and QEMU can open it. That guests really boot with it, it does not tell.
+func (l *Libvirt) HasKVM(ctx context.Context) (bool, error) {
+	caps, err := await(ctx, &calls{gate: &l.gate}, "ask for libvirt's capabilities", l.capabilities)
+	if err != nil {
+		return false, err
+	}
+	return hasKVM(caps)
 }
 
 // Supervise streams what happens to VMs until ctx ends or the connection is

@@ -97,6 +97,28 @@ func stepRefusals(r *rig, s *server) {
 	if err := Reachable(s.socket, uid, gid); err != nil {
 		r.t.Error(err)
 	}
+	r.inactiveNetwork()
+}
+
+// inactiveNetwork: a network that was never started is told from one that is
+// not there, and from an interface of the host.
+func (r *rig) inactiveNetwork() {
+	r.t.Helper()
+	file := filepath.Join(r.dir, "net.xml")
+	if err := os.WriteFile(file, []byte("<network><name>prod</name></network>"), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	r.virsh("net-define", file)
+	defer r.virsh("net-undefine", "prod")
+	states, err := r.l.Networks(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for name, want := range map[string]NetworkState{"prod": NetworkInactive, "nosuch": NetworkMissing, "lo": NetworkReady} {
+		if got := states(name); got != want {
+			r.t.Errorf("network %s is in state %d, want %d", name, got, want)
+		}
+	}
 }
 
 // untouched: the VM uses its file, and QEMU has no node or job of ours.
@@ -359,7 +381,7 @@ func stepHeal(r *rig, s *server) {
 // mapReplica makes the replica's definition: another name, its files in dir.
 func (r *rig) mapReplica(s *server, dir, doc string) (Mapping, string) {
 	r.t.Helper()
-	has, err := r.l.HasNetwork(r.t.Context())
+	networks, err := r.l.Networks(r.t.Context())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -368,7 +390,7 @@ func (r *rig) mapReplica(s *server, dir, doc string) (Mapping, string) {
 		return err == nil
 	}
 	m := Mapping{
-		Name: r.vm + "-dr", UUID: "derive", MAC: "derive", Site: "dr", Exists: exists, HasNetwork: has,
+		Name: r.vm + "-dr", UUID: "derive", MAC: "derive", Site: "dr", Exists: exists, Network: networks,
 		Disks: map[string]DiskMap{"vda": {Socket: s.socket, Export: "g1-vda", ReconnectDelay: delay}},
 		Paths: []Rename{{r.dir + "/", r.dir + "/"}, {r.dir + "/" + guest.ConsoleFile, dir + "/" + guest.ConsoleFile}, {r.dir + "/" + guest.AckFile, dir + "/" + guest.AckFile},
 			{r.dir + "/" + guest.ControlSock, dir + "/" + guest.ControlSock}},

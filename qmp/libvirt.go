@@ -358,20 +358,25 @@ func (l *Libvirt) capabilities() (string, error) {
 	return s, plain(err)
 }
 
-func (l *Libvirt) networks() ([]string, error) {
+func (l *Libvirt) networks() (map[string]NetworkState, error) {
 	ns, err := l.conn.ListAllNetworks(0)
 	if err != nil {
 		return nil, plain(err)
 	}
-	var names []string
+	states := map[string]NetworkState{}
 	for i := range ns {
 		name, err2 := ns[i].GetName() // local
-		if err2 == nil {
-			names = append(names, name)
+		active, err3 := ns[i].IsActive()
+		switch {
+		case err2 != nil || err3 != nil: // gone since
+		case active:
+			states[name] = NetworkReady
+		default:
+			states[name] = NetworkInactive
 		}
 		_ = ns[i].Free() // a handle
 	}
-	return names, nil
+	return states, nil
 }
 
 func (l *Libvirt) register(q *eventQueue) ([]int, error) {

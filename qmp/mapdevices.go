@@ -156,8 +156,13 @@ func (m *mapper) network(what string, name *string) bool {
 		m.note(what+" "+*name, "it is mapped to nothing: the replica comes without this interface")
 		return false
 	}
-	if m.m.HasNetwork != nil && !m.m.HasNetwork(to) {
-		m.fatal(what+" "+*name, "%s is not at this site: define it, or map it to another in the group's domain section", to)
+	if m.m.Network != nil {
+		switch m.m.Network(to) {
+		case NetworkMissing:
+			m.fatal(what+" "+*name, "%s is not at this site: define it, or map it to another in the group's domain section", to)
+		case NetworkInactive:
+			m.fatal(what+" "+*name, "%s is defined at this site but not active: virsh net-start %s, and virsh net-autostart %s", to, to, to)
+		}
 	}
 	*name = to
 	return true

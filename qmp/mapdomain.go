@@ -28,11 +28,21 @@ type Mapping struct {
 	QEMUArguments string   // what is given to QEMU past libvirt: KeepArguments, DropArguments, or "": undecided
 	Closed        []string // folders of this host of which only Disks may be named
 
-	// Exists reports that a file or folder is at this site; HasNetwork that a
-	// libvirt network, bridge or interface is. Nil: not asked, taken to be there.
-	Exists     func(path string) bool
-	HasNetwork func(name string) bool
+	// Exists reports that a file or folder is at this site; Network what there is
+	// of a libvirt network, bridge or interface. Nil: not asked, taken to be there.
+	Exists  func(path string) bool
+	Network func(name string) NetworkState
 }
+
+// NetworkState is what there is of a network at a site.
+type NetworkState int
+
+// States of a network.
+const (
+	NetworkMissing  NetworkState = iota
+	NetworkInactive              // libvirt has it defined, not started: no VM on it starts
+	NetworkReady
+)
 
 // Rename maps From to To.
 type Rename struct{ From, To string }

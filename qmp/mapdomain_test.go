@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,13 +32,13 @@ var mapCases = []struct {
 			"vdb": {Socket: "/run/kagami/web1-vdb.sock", Export: "web1-vdb", ReconnectDelay: time.Hour},
 		},
 		Networks: []Rename{{"default", "dr-net"}, {"br-lan", "br0"}},
-		Exists:   func(string) bool { return true }, HasNetwork: func(n string) bool { return n == "dr-net" || n == "br0" },
+		Exists:   func(string) bool { return true }, Network: networks("dr-net", "br0"),
 	}},
 	{"debian-nothing-there", "debian", Mapping{
 		Type:  "qemu",
 		Disks: map[string]DiskMap{"vda": {Socket: "/run/kagami/web1-vda.sock", Export: "web1-vda", ReconnectDelay: time.Hour}, "vdz": {File: "/x"}},
 
-		Exists: func(string) bool { return false }, HasNetwork: func(string) bool { return false },
+		Exists: func(string) bool { return false }, Network: networks(),
 	}},
 	{"windows-emulated", "windows", Mapping{
 		Type: "qemu", UUID: "11111111-2222-4333-8444-555555555555", Site: "tokyo",
@@ -57,8 +58,53 @@ var mapCases = []struct {
 		},
 		Paths: []Rename{{"/srv/share", "/srv/share"}, {"/srv/boot/", "/srv/boot/"}}, QEMUArguments: KeepArguments,
 		Networks: []Rename{{"storage", ""}}, Kernel: "/boot/vmlinuz-db",
-		Exists: func(p string) bool { return p != "/srv/share" }, HasNetwork: func(n string) bool { return n == "backend" },
+		Exists: func(p string) bool { return p != "/srv/share" }, Network: networks("backend"),
 	}},
+}
+
+// networks are those that a site has.
+func networks(names ...string) func(string) NetworkState {
+	return func(n string) NetworkState {
+		if slices.Contains(names, n) {
+			return NetworkReady
+		}
+		return NetworkMissing
+	}
+}
+
+// A network that is defined and not active would let the replica be defined,
+// and not start.
+func TestMapDomainInactiveNetwork(t *testing.T) {
+	m := mapCases[1].m
+	m.Network = func(n string) NetworkState {
+		if n == "dr-net" {
+			return NetworkInactive
+		}
+		return NetworkReady
+	}
+	_, problems, err := MapDomain(readDefinition(t, "debian"), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if p.Fatal && strings.Contains(p.Text, "virsh net-start dr-net") && strings.Contains(p.Text, "net-autostart") {
+			return
+		}
+	}
+	t.Errorf("not refused: %v", problems)
+}
+
+func TestHasKVM(t *testing.T) {
+	const caps = `<capabilities><host/><guest><os_type>hvm</os_type><arch name='i686'><domain type='qemu'/></arch></guest>` +
+		`<guest><os_type>hvm</os_type><arch name='x86_64'><domain type='qemu'/>%s</arch></guest></capabilities>`
+	for kvm, want := range map[string]bool{"": false, "<domain type='kvm'/>": true} {
+		if has, err := hasKVM(fmt.Sprintf(caps, kvm)); err != nil || has != want {
+			t.Errorf("%q: %v, %v", kvm, has, err)
+		}
+	}
+	if _, err := hasKVM("<capabilities>"); err == nil {
+		t.Error("half a document was taken")
+	}
 }
 
 func readDefinition(t testing.TB, name string) string {

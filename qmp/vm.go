@@ -237,3 +237,33 @@ func qemuUser(caps string) (uid, gid int, err error) {
 	}
 	return 0, 0, errors.New("libvirt's capabilities do not tell QEMU's user")
 }
+
+// hasKVM reads it from libvirt's capabilities: <guest><arch><domain type='kvm'/>.
+func hasKVM(caps string) (bool, error) {
+	var c struct {
+		Domains []struct {
+			Type string `xml:"type,attr"`
+		} `xml:"guest>arch>domain"`
+	}
+	if err := xml.Unmarshal([]byte(caps), &c); err != nil {
+		return false, fmt.Errorf("read libvirt's capabilities: %w", err)
+	}
+	for _, d := range c.Domains {
+		if d.Type == "kvm" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Identity is the name and UUID in a definition.
+func Identity(doc string) (name, uuid string, err error) {
+	var d struct {
+		Name string `xml:"name"`
+		UUID string `xml:"uuid"`
+	}
+	if err := xml.Unmarshal([]byte(doc), &d); err != nil {
+		return "", "", fmt.Errorf("read the VM's definition: %w", err)
+	}
+	return d.Name, d.UUID, nil
+}

@@ -54,7 +54,7 @@ type Libvirt struct {
 	// SocketGroup is the group QEMU runs as; the NBD sockets belong to it.
 	SocketGroup string `mapstructure:"socket_group"`
 	Enabled     bool   `mapstructure:"enabled"`
-	// Emulation is the domain type of replicas started here: auto (by trial), kvm or qemu.
+	// Emulation is the domain type of replicas started here: auto (qemu where libvirt offers no KVM), kvm or qemu.
 	Emulation string `mapstructure:"emulation" oneof:"auto|kvm|qemu"`
 }
 

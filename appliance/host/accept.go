@@ -310,11 +310,13 @@ func (a *acceptor) check(ctx context.Context, p replica.Peer, req wire.CheckRequ
 	if !p.May(m.Name) {
 		return resp, denied(p, m.Name)
 	}
-	if err := a.d.roomFor(m); err != nil {
-		resp.Problems = append(resp.Problems, fmt.Sprintf("no space for images and spool at site %s: %v", a.d.cfg.Site, err))
-	}
-	if g := a.d.find(m.Name); g != nil && g.snapshot().ID != m.ID {
-		resp.Problems = append(resp.Problems, fmt.Sprintf("site %s already has a group named %s", a.d.cfg.Site, m.Name))
+	switch g := a.d.find(m.Name); {
+	case g != nil && g.snapshot().ID != m.ID:
+		resp.Problems = append(resp.Problems, fmt.Sprintf("it has another group named %s: remove that first", m.Name))
+	case g == nil: // one that is there already has its space
+		if err := a.d.roomFor(m); err != nil {
+			resp.Problems = append(resp.Problems, fmt.Sprintf("no space for images and spool at site %s: %v", a.d.cfg.Site, err))
+		}
 	}
 	if len(req.XML) > maxXML {
 		return resp, wire.Errorf(wire.CodeFailed, "the VM's definition has %d bytes, at most %d are taken", len(req.XML), maxXML)

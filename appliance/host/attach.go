@@ -107,6 +107,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 			return err
 		}
 	}
+	s.g.reshipDomain()
 	<-ctx.Done()
 	return context.Cause(ctx)
 }

@@ -75,7 +75,15 @@ func (d *Daemon) checkFailover(ctx context.Context, g *group, req control.Failov
 	if f.VM == "" || req.NoStart {
 		return nil
 	}
-	_, err := d.mapDomain(ctx, g)
+	xml, err := d.mapDomain(ctx, g)
+	if err != nil {
+		return err
+	}
+	// Before the promotion: after it there is no way back.
+	taken, _, err := d.isTakenHere(ctx, xml, f.Disks)
+	if err == nil && taken != "" {
+		err = refused(fmt.Sprintf("site %s cannot start %s: %s", d.cfg.Site, f.VM, taken), "put that right (after a change of the config file, restart the daemon), or use --no-start")
+	}
 	return err
 }
 

@@ -19,6 +19,8 @@ type fakeHost struct {
 	mu       sync.Mutex
 	vms      map[string]*fakeVM
 	uid, gid int
+	noKVM    bool
+	networks map[string]qmp.NetworkState // those that are not ready
 	// fault is asked at each step of an operation; it may wait, and fail it.
 	fault func(ctx context.Context, step string) error
 	subs  map[chan qmp.Event]bool
@@ -303,7 +305,7 @@ func (c *conn) Define(ctx context.Context, doc string) error {
 	if err := c.at(ctx, "define %s", x.Name); err != nil {
 		return err
 	}
-	vm := &fakeVM{name: x.Name, uuid: x.UUID, st: qmp.StateShutoff}
+	vm := &fakeVM{name: x.Name, uuid: x.UUID, st: qmp.StateShutoff, kind: x.Type}
 	for _, d := range x.Devices.Disks {
 		def := qmp.Disk{Target: d.Target.Dev, Device: "disk"}
 		if n := d.Source.Network; n != nil {
@@ -353,8 +355,31 @@ func (c *conn) Autostart(context.Context, string) error { return nil }
 
 func (c *conn) QEMUUser(context.Context) (uid, gid int, err error) { return c.h.uid, c.h.gid, nil }
 
-func (c *conn) HasNetwork(context.Context) (func(string) bool, error) {
-	return func(string) bool { return true }, nil
+func (c *conn) Networks(context.Context) (func(string) qmp.NetworkState, error) {
+	return func(name string) qmp.NetworkState {
+		c.h.mu.Lock()
+		defer c.h.mu.Unlock()
+		if st, ok := c.h.networks[name]; ok {
+			return st
+		}
+		return qmp.NetworkReady
+	}, nil
+}
+
+func (c *conn) HasKVM(context.Context) (bool, error) {
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	return !c.h.noKVM, nil
+}
+
+func (c *conn) VMs(context.Context) ([]qmp.VM, error) {
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	var out []qmp.VM
+	for _, vm := range c.h.vms {
+		out = append(out, qmp.VM{Name: vm.name, UUID: vm.uuid, State: vm.state()})
+	}
+	return out, nil
 }
 
 func (c *conn) Supervise(ctx context.Context) (<-chan qmp.Event, error) {

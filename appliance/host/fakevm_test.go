@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,8 +20,10 @@ type fakeVM struct {
 	name, uuid string
 	disks      []*fakeDisk
 
-	mu sync.Mutex
-	st qmp.State
+	mu      sync.Mutex
+	st      qmp.State
+	kind    string // domain type; "": qemu
+	devices string // of its definition, beyond the disks
 }
 
 func (vm *fakeVM) state() qmp.State {
@@ -278,8 +281,11 @@ func (vm *fakeVM) destroy() {
 
 // xml is a definition that MapDomain takes.
 func (vm *fakeVM) xml() string {
+	vm.mu.Lock()
+	kind, devices := cmp.Or(vm.kind, "qemu"), vm.devices
+	vm.mu.Unlock()
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "<domain type='qemu'><name>%s</name><uuid>%s</uuid><memory>65536</memory><vcpu>1</vcpu>", vm.name, vm.uuid)
+	fmt.Fprintf(&b, "<domain type='%s'><name>%s</name><uuid>%s</uuid><memory>65536</memory><vcpu>1</vcpu>", kind, vm.name, vm.uuid)
 	b.WriteString("<os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os><devices>")
 	for _, d := range vm.disks {
 		def := d.definition()
@@ -290,6 +296,6 @@ func (vm *fakeVM) xml() string {
 		}
 		fmt.Fprintf(&b, "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='%s'/><target dev='%s' bus='virtio'/></disk>", def.Source, def.Target)
 	}
-	b.WriteString("</devices></domain>")
+	b.WriteString(devices + "</devices></domain>")
 	return b.String()
 }

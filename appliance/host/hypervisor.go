@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"kagami/appliance/config"
@@ -27,7 +28,9 @@ type Hypervisor interface {
 	Resume(ctx context.Context, vm string) error
 	Autostart(ctx context.Context, vm string) error
 	QEMUUser(ctx context.Context) (uid, gid int, err error)
-	HasNetwork(ctx context.Context) (func(name string) bool, error)
+	Networks(ctx context.Context) (func(name string) qmp.NetworkState, error)
+	HasKVM(ctx context.Context) (bool, error)
+	VMs(ctx context.Context) ([]qmp.VM, error)
 	Supervise(ctx context.Context) (<-chan qmp.Event, error)
 	Close() error
 }
@@ -157,6 +160,9 @@ func (d *Daemon) onEvent(ctx context.Context, ev qmp.Event) {
 		} else if g.domainName() == ev.VM {
 			g.note(fmt.Sprintf("VM %s: %v %s", ev.VM, ev.Kind, ev.Reason))
 			d.tendVM(ctx, g)
+			if ev.Kind == qmp.EventDefined {
+				g.reshipDomain()
+			}
 		}
 	}
 }
@@ -278,11 +284,15 @@ func (d *Daemon) mapping(ctx context.Context, group string, disks []diskFile) (q
 	if err != nil {
 		return qmp.Mapping{}, err
 	}
-	has, err := hv.HasNetwork(ctx)
+	networks, err := hv.Networks(ctx)
 	if err != nil {
 		return qmp.Mapping{}, fromHypervisor(err)
 	}
-	m := qmp.Mapping{Site: d.cfg.Site, Type: domainType(d.cfg.Libvirt.Emulation), Disks: map[string]qmp.DiskMap{}, Exists: fileExists, HasNetwork: has,
+	kind, err := domainType(ctx, hv, d.cfg.Libvirt.Emulation)
+	if err != nil {
+		return qmp.Mapping{}, err
+	}
+	m := qmp.Mapping{Site: d.cfg.Site, Type: kind, Disks: map[string]qmp.DiskMap{}, Exists: fileExists, Network: networks,
 		Closed: []string{d.cfg.StateDir, d.cfg.RunDir}}
 	if c := d.groupConfig(group); c != nil && c.Domain != nil {
 		mapDomainConfig(&m, c.Domain)
@@ -315,11 +325,17 @@ func (d *Daemon) served(group string, df diskFile) qmp.Served {
 	return qmp.Served{Target: df.Name, Socket: df.Socket, Export: df.Name, ReconnectDelay: d.limits(group).ReconnectDelay}
 }
 
-func domainType(emulation string) string {
-	if emulation == "auto" {
-		return ""
+// domainType is what replicas run as; "" is what they ran as at the source.
+// With auto, one that ran under KVM is emulated where libvirt offers none.
+func domainType(ctx context.Context, hv Hypervisor, emulation string) (string, error) {
+	if emulation != "auto" {
+		return emulation, nil
 	}
-	return emulation
+	kvm, err := hv.HasKVM(ctx)
+	if err != nil || kvm {
+		return "", fromHypervisor(err)
+	}
+	return "qemu", nil
 }
 
 func mapOf(in []config.Map) []qmp.Rename {
@@ -343,7 +359,7 @@ func (d *Daemon) checkDomain(ctx context.Context, group, xml string, disks []wir
 	if err != nil {
 		return []string{err.Error()}, nil
 	}
-	_, found, err := qmp.MapDomain(xml, m)
+	out, found, err := qmp.MapDomain(xml, m)
 	if err != nil {
 		return []string{err.Error()}, nil
 	}
@@ -354,5 +370,65 @@ func (d *Daemon) checkDomain(ctx context.Context, group, xml string, disks []wir
 			warnings = append(warnings, p.String())
 		}
 	}
+	taken, defined, err := d.isTakenHere(ctx, out, files)
+	switch {
+	case err != nil:
+		problems = append(problems, text(err))
+	case taken != "":
+		problems = append(problems, taken)
+	case defined != "":
+		warnings = append(warnings, defined)
+	}
 	return problems, warnings
+}
+
+// isTakenHere tells whether a replica of this definition could be defined and
+// started: taken says which VM is in the way, defined that a definition will be
+// replaced. A VM that runs from the replica's own exports is the replica.
+func (d *Daemon) isTakenHere(ctx context.Context, xml string, disks []diskFile) (taken, defined string, err error) {
+	name, uuid, err := qmp.Identity(xml)
+	if err != nil {
+		return "", "", err
+	}
+	hv, err := d.virt()
+	if err != nil {
+		return "", "", err
+	}
+	vms, err := hv.VMs(ctx)
+	if err != nil {
+		return "", "", fromHypervisor(err)
+	}
+	for _, vm := range vms {
+		sameUUID := strings.EqualFold(vm.UUID, uuid)
+		switch {
+		case vm.Name != name && !sameUUID:
+			continue
+		case vm.Name != name:
+			return fmt.Sprintf("VM %s has the UUID %s of %s already: map another one (groups: … domain: uuid: derive)", vm.Name, uuid, name), "", nil
+		case !sameUUID:
+			return fmt.Sprintf("there is another VM named %s already: map another name (groups: … domain: name:), or rename that VM", name), "", nil
+		case !vm.State.Active():
+			return "", fmt.Sprintf("a VM named %s with the same UUID is defined already: a failover replaces its definition", name), nil
+		}
+		ours, err := runsFrom(ctx, hv, name, disks)
+		if err != nil || ours {
+			return "", "", err
+		}
+		return fmt.Sprintf("a VM named %s runs already, and not from the replica's disks: stop it, or map another name and UUID (groups: … domain:)", name), "", nil
+	}
+	return "", "", nil
+}
+
+// runsFrom tells whether a VM has all of the disks from this site's exports.
+func runsFrom(ctx context.Context, hv Hypervisor, vm string, disks []diskFile) (bool, error) {
+	has, err := hv.Disks(ctx, vm)
+	if err != nil {
+		return false, fromHypervisor(err)
+	}
+	for _, df := range disks {
+		if !slices.ContainsFunc(has, func(q qmp.Disk) bool { return q.Target == df.Name && q.Socket == df.Socket }) {
+			return false, nil
+		}
+	}
+	return true, nil
 }

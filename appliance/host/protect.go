@@ -186,10 +186,8 @@ func (d *Daemon) checkThere(ctx context.Context, f *groupFile, emit func(control
 	if err != nil {
 		return fromHypervisor(err)
 	}
-	m := f.manifest(d.limits(f.Name).QueueBytes)
-	m.Session = 1
-	var resp wire.CheckResponse
-	if err := d.callPeer(ctx, f.Peer, wire.MethodCheck, wire.CheckRequest{Manifest: m, XML: xml}, &resp); err != nil {
+	resp, err := d.askPeer(ctx, f, xml)
+	if err != nil {
 		return err
 	}
 	for _, w := range resp.Warnings {
@@ -197,9 +195,17 @@ func (d *Daemon) checkThere(ctx context.Context, f *groupFile, emit func(control
 	}
 	if len(resp.Problems) > 0 {
 		return refused(fmt.Sprintf("site %s could not take %s: %s", f.Peer, f.VM, strings.Join(resp.Problems, "; ")),
-			fmt.Sprintf("put that right at site %s: what its VM lacks is mapped under groups: … domain: of its config file; restart its daemon", f.Peer))
+			fmt.Sprintf("put that right at site %s, then try again; names, networks and files of a VM are mapped under groups: … domain: of its config file, which its daemon reads when it starts", f.Peer))
 	}
 	return nil
+}
+
+// askPeer asks the peer whether it could take a group and run a VM so defined.
+func (d *Daemon) askPeer(ctx context.Context, f *groupFile, xml string) (resp wire.CheckResponse, err error) {
+	m := f.manifest(d.limits(f.Name).QueueBytes)
+	m.Session = max(1, m.Session)
+	err = d.callPeer(ctx, f.Peer, wire.MethodCheck, wire.CheckRequest{Manifest: m, XML: xml}, &resp)
+	return resp, err
 }
 
 // callPeer makes one request, waiting a little for the link.
@@ -325,10 +331,20 @@ func (g *group) shipDomain(ctx context.Context) error {
 	if err != nil {
 		return fromHypervisor(err)
 	}
+	return g.shipXML(ctx, xml)
+}
+
+// shipXML sends a definition to the peer and, once it has it, keeps it here, so
+// that it is known what was shipped.
+func (g *group) shipXML(ctx context.Context, xml string) error {
+	f := g.snapshot()
+	if err := g.d.callPeer(ctx, f.Peer, wire.MethodDomain, wire.DomainRequest{Group: f.ID, XML: xml}, nil); err != nil {
+		return err
+	}
 	if err := images.WriteFileAtomic(g.d.fs, g.dir+"/domain.xml", []byte(xml), 0o600); err != nil {
 		return fmt.Errorf("store definition of VM: %w", err)
 	}
-	return g.d.callPeer(ctx, f.Peer, wire.MethodDomain, wire.DomainRequest{Group: f.ID, XML: xml}, nil)
+	return nil
 }
 
 // keepOld locks the files that the VM ran from before, so that nobody starts a

@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,7 @@ type site struct {
 	cancel     context.CancelFunc
 	done       chan error
 	libvirtOff bool
+	emulation  string // libvirt.emulation; "": qemu
 	mu         sync.Mutex
 	dialErr    error // what connecting to libvirt ends with
 }
@@ -151,9 +153,9 @@ libvirt:
   enabled: %v
   uri: test:///default
   socket_group: ""
-  emulation: qemu
+  emulation: %s
 %s%s%s`, s.name, s.path("state"), s.path(s.runDir), s.address, s.path("pki", "ca.crt"), s.path("pki", "site.crt"), s.path("pki", "site.key"),
-		!s.libvirtOff, limits, peers, s.extra)
+		!s.libvirtOff, cmp.Or(s.emulation, "qemu"), limits, peers, s.extra)
 	file := s.path("kagami.yaml")
 	must(s.t, os.WriteFile(file, []byte(text), 0o600))
 	c, err := config.Load(file)

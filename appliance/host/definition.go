@@ -1,0 +1,94 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"kagami/images"
+	"kagami/qmp"
+)
+
+// The replica's site keeps the definition of the VM for the day it has to run
+// it. What protect shipped grows old: a network card or a disk that is added
+// later has to be known there, and has to be possible there. So the definition
+// is shipped and checked again whenever libvirt says that it was changed, and
+// at every attach, since the replica's site may have changed instead.
+
+// definitionAlarm is the alarm that the replica's site could not run the VM as
+// it is defined now.
+const definitionAlarm = "definition"
+
+// reshipPause is the least time between two shipments of a VM's definition:
+// whatever else happens meanwhile is in the second.
+const reshipPause = time.Second
+
+// reshipDomain ships and checks the VM's definition in its own goroutine, of
+// which a group has at most one: what comes while it works is one more round.
+// A round that fails because the link is lost is made up for at the next attach.
+func (g *group) reshipDomain() {
+	g.mu.Lock()
+	f := g.file
+	mine := f.VM != "" && f.Role == RoleSource && f.Phase == "" && f.Complete && f.Fenced == "" && g.d.dial != nil
+	begin := mine && !g.shipping
+	g.shipping = g.shipping || mine
+	g.reship = mine
+	g.mu.Unlock()
+	if begin {
+		g.d.wg.Go(func() { g.shipRounds(g.d.ctx) })
+	}
+}
+
+func (g *group) shipRounds(ctx context.Context) {
+	for {
+		g.mu.Lock()
+		again := g.reship && ctx.Err() == nil
+		g.shipping, g.reship = again, false
+		g.mu.Unlock()
+		if !again {
+			return
+		}
+		if err := g.shipNow(ctx); err != nil && ctx.Err() == nil {
+			g.note(fmt.Sprintf("the definition of VM %s could not be shipped, it is at the next attach: %s", g.snapshot().VM, text(err)))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(reshipPause):
+		}
+	}
+}
+
+// shipNow is one round. The definition is shipped even if it could not run
+// there: it is what the VM is now.
+func (g *group) shipNow(ctx context.Context) error {
+	f := g.snapshot()
+	hv, err := g.d.virt()
+	if err != nil {
+		return nil // looked at again when libvirt is back
+	}
+	xml, err := hv.DomainXML(ctx, f.VM)
+	if errors.Is(err, qmp.ErrNoDomain) {
+		return nil // what was shipped is what is left of it
+	} else if err != nil {
+		return fromHypervisor(err)
+	}
+	resp, err := g.d.askPeer(ctx, f, xml)
+	if err != nil {
+		return err
+	}
+	problem := ""
+	if len(resp.Problems) > 0 {
+		problem = fmt.Sprintf("site %s could not run %s as it is defined now: %s", f.Peer, f.VM, strings.Join(resp.Problems, "; "))
+	}
+	g.alarm(definitionAlarm, problem)
+	was, err := images.ReadFile(g.d.fs, g.dir+"/domain.xml", maxXML)
+	if err == nil && string(was) == xml {
+		return nil // shipped already
+	}
+	for _, w := range resp.Warnings {
+		g.note(fmt.Sprintf("site %s: %s", f.Peer, w))
+	}
+	return g.shipXML(ctx, xml)
+}
