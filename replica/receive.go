@@ -78,7 +78,8 @@ func (g *Group) admit(m wire.Manifest) error {
 	case lineage != m.Lineage && !(lineage.IsZero() && empty):
 		return wire.Errorf(wire.CodeConflict, "this replica follows lineage %s, the source is of lineage %s", lineage, m.Lineage)
 	case m.Session < session:
-		return wire.Errorf(wire.CodeStale, "session %d is over: the source is at session %d", m.Session, session)
+		return &wire.Error{Code: wire.CodeStale, Session: session,
+			Message: fmt.Sprintf("session %d is over: this replica has seen session %d", m.Session, session)}
 	case m.Session == session && lineage == m.Lineage:
 		return refused
 	}

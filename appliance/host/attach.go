@@ -1,9 +1,11 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"kagami/appliance/ship"
@@ -52,7 +54,7 @@ func (s *source) follow(ctx context.Context) {
 
 // attached is one attachment from its beginning to its end, whose reason it returns.
 func (s *source) attached(ctx context.Context, sess *ship.Session) error {
-	resp, err := s.attach(ctx, sess)
+	resp, err := s.attachNewest(ctx, sess)
 	if err != nil {
 		return err
 	}
@@ -77,11 +79,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		}
 	})
 	if p.begin {
-		f := s.g.snapshot()
-		s.setBase(resp.Pos)
-		s.eng.LimitHold(resp.SpoolBytes / clientsShare)
-		s.eng.Begin(f.Lineage, f.Session, resp.Pos.LSN+1, p.hold)
-		s.begun = true
+		p = s.beginSession(p, resp)
 	}
 	f := s.g.snapshot()
 	b := sess.Bind(s.eng, resp.Channel, f.Session, func(a wire.Ack) {
@@ -110,6 +108,30 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 	s.g.reshipDomain()
 	<-ctx.Done()
 	return context.Cause(ctx)
+}
+
+// beginSession begins the plan's session where the replica stands, and returns
+// the plan with all that has to be scanned. A resync that was broken off is no
+// more: this session does what it had to do.
+func (s *source) beginSession(p plan, resp wire.AttachResponse) plan {
+	f := s.g.snapshot()
+	s.setBase(resp.Pos)
+	s.eng.LimitHold(resp.SpoolBytes / clientsShare)
+	s.eng.Begin(f.Lineage, f.Session, resp.Pos.LSN+1, p.hold)
+	s.begun, s.unfinished = true, nil
+	if p.active {
+		p.scan = union(p.scan, ranges(s.log.Regions()))
+	}
+	return p
+}
+
+// union is every range of both, once.
+func union(a, b []ext4j.Range) []ext4j.Range {
+	out := slices.Concat(a, b)
+	slices.SortFunc(out, func(x, y ext4j.Range) int {
+		return cmp.Or(cmp.Compare(x.Slot, y.Slot), cmp.Compare(x.Off, y.Off), cmp.Compare(x.Len, y.Len))
+	})
+	return slices.Compact(out)
 }
 
 // recordPlan makes durable, before anything of the plan is done, the session it
@@ -156,8 +178,11 @@ func (s *source) attach(ctx context.Context, sess *ship.Session) (wire.AttachRes
 	if errors.As(err, &werr) && werr.Code == wire.CodeFenced {
 		return resp, fmt.Errorf("%w: %s", errSuperseded, werr.Message)
 	}
-	if err == nil && resp.Pos.LSN != 0 && resp.Pos.Lineage != f.Lineage {
-		err = wire.Errorf(wire.CodeConflict, "the replica follows lineage %s, this source is of lineage %s", resp.Pos.Lineage, f.Lineage)
+	if werr != nil && werr.Code == wire.CodeStale && s.begun {
+		err = wire.Errorf(wire.CodeConflict, "the replica has seen session %d, this source is at session %d: another daemon replicates from a copy of this group's state, stop one of the two", werr.Session, f.Session)
+	}
+	if err == nil {
+		err = checkAttached(f, resp)
 	}
 	if err == nil {
 		err = s.follows(activelog.Follower{Lineage: f.Lineage, Replica: resp.Replica})
@@ -166,6 +191,54 @@ func (s *source) attach(ctx context.Context, sess *ship.Session) (wire.AttachRes
 		s.g.alarm(noReplica, errorText(err))
 	}
 	return resp, err
+}
+
+// maxPosition bounds the sessions and LSNs that a replica may name, so that
+// what is counted on from there does not wrap.
+const maxPosition = 1 << 62
+
+// checkAttached looks at what becomes a number to go on from here.
+func checkAttached(f *groupFile, resp wire.AttachResponse) error {
+	p := resp.Pos
+	switch {
+	case p.LSN != 0 && p.Lineage != f.Lineage:
+		return wire.Errorf(wire.CodeConflict, "the replica follows lineage %s, this source is of lineage %s", p.Lineage, f.Lineage)
+	case p.LSN > maxPosition || p.Session > maxPosition:
+		return wire.Errorf(wire.CodeConflict, "the replica says that it is at record %d of session %d, which cannot be", p.LSN, p.Session)
+	case resp.SpoolBytes <= 0:
+		return wire.Errorf(wire.CodeConflict, "the replica says that its spool holds %d bytes, which cannot be", resp.SpoolBytes)
+	}
+	return nil
+}
+
+// attachNewest attaches in a session above all that the replica has seen. One
+// that is not below this start's, before this start has begun one, means that the
+// state here is an older one that was put back: it does not know what has
+// changed since, so everything is compared.
+func (s *source) attachNewest(ctx context.Context, sess *ship.Session) (wire.AttachResponse, error) {
+	resp, err := s.attach(ctx, sess)
+	seen := resp.Pos.Session
+	if werr := (*wire.Error)(nil); errors.As(err, &werr) && werr.Code == wire.CodeStale {
+		seen = werr.Session
+	} else if err != nil {
+		return resp, err
+	}
+	f := s.g.snapshot()
+	if s.begun || seen < f.Session || seen > maxPosition {
+		return resp, err
+	}
+	// Durable before the replica hears of the session, as in recordPlan.
+	err = s.g.update(func(f *groupFile) {
+		if f.Compare == "" {
+			f.Compare = fmt.Sprintf("the replica has seen session %d, and this source begins session %d: its state is an older one that was put back", seen, f.Session)
+		}
+		f.Session = seen + 1
+	})
+	if err != nil {
+		s.eng.Fail(err)
+		return resp, err
+	}
+	return s.attach(ctx, sess)
 }
 
 // noReplica is the alarm that the other site does not follow this source,
@@ -182,7 +255,7 @@ func errorText(err error) string {
 // refuses tells whether an error is a peer's refusal that does not pass by itself.
 func refuses(err error) bool {
 	var werr *wire.Error
-	return errors.As(err, &werr) && werr.Code != wire.CodeBusy && werr.Code != wire.CodeStale
+	return errors.As(err, &werr) && werr.Code != wire.CodeBusy
 }
 
 // plan is what an attachment begins with.
@@ -192,6 +265,7 @@ type plan struct {
 	raise  bool   // and its number must be raised first
 	hold   bool   // until the scan ends there is one epoch
 	scan   []ext4j.Range
+	active bool // and what the active log names when the session has begun: what the queue held is dropped then
 	hashes bool // compare before shipping
 	whole  bool // until its end, nothing vouches for the replica
 	why    string
@@ -218,7 +292,7 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return s.planCompare(f.Compare)
 	case s.begun && s.unfinished != nil && resp.Pos.LSN >= s.eng.Stats().Ack:
 		p := *s.unfinished
-		p.raise, p.scan = true, append(ranges(s.log.Regions()), p.scan...)
+		p.raise, p.active = true, true
 		return p
 	case s.begun:
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d, it had acknowledged %d", resp.Pos.LSN, s.eng.Stats().Ack))

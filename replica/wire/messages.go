@@ -90,6 +90,8 @@ const (
 type Error struct {
 	Code    Code   `json:"code"`
 	Message string `json:"message"`
+	// Session is the newest that the replica has seen, with CodeStale.
+	Session uint64 `json:"session,omitempty"`
 }
 
 func (e *Error) Error() string { return e.Message }

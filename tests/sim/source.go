@@ -288,7 +288,10 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		s.base = resp.Pos
 		s.eng.LimitHold(resp.SpoolBytes / 8)
 		s.eng.Begin(lineage, s.snapshot().Session, resp.Pos.LSN+1, p.hold && s.w.mutant != NoHold)
-		s.begun = true
+		s.begun, s.unfinished = true, nil
+		if p.active {
+			p.scan = append(ranges(s.log.Regions()), p.scan...)
+		}
 		if err := s.tellBegin(p, resp.Pos); err != nil {
 			return err
 		}
@@ -357,6 +360,7 @@ type plan struct {
 	raise  bool
 	hold   bool
 	scan   []ext4j.Range
+	active bool // and what the active log names when the session has begun
 	hashes bool
 	whole  bool // until its end, nothing vouches for the replica
 	why    string
@@ -377,7 +381,7 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return s.planCompare(resp.Damaged)
 	case s.begun && s.unfinished != nil && resp.Pos.LSN >= s.eng.Stats().Ack:
 		p := *s.unfinished
-		p.raise, p.scan = true, append(ranges(s.log.Regions()), p.scan...)
+		p.raise, p.active = true, true
 		return p
 	case s.begun:
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d", resp.Pos.LSN))
