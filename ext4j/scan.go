@@ -2,11 +2,13 @@ package ext4j
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"kagami/ext4j/epoch"
 )
@@ -28,7 +30,7 @@ type Range struct {
 	Len  int64
 }
 
-// Progress is told how many bytes of how many have been looked at.
+// Progress is told, after each chunk, how many bytes of how many have been looked at.
 type Progress func(done, total int64)
 
 // AllocatedRanges lists what the images hold; everything else reads as zeros.
@@ -84,16 +86,16 @@ func (g *Group) slots() []uint32 {
 // session: what the guest wrote to it since is in the stream too, and applying
 // a suffix of those writes again to content that has them all changes nothing.
 func (g *Group) Scan(ctx context.Context, ranges []Range, remote Hasher, progress Progress) error {
-	chunks := g.chunksOf(ranges)
-	total, done := int64(len(chunks))*Chunk, int64(0)
-	for len(chunks) > 0 {
-		n := batchOf(chunks)
-		if err := g.scanBatch(ctx, chunks[:n], remote); err != nil {
+	w := g.walkOver(ranges)
+	done, total := int64(0), w.bytes()
+	for batch := w.next(); len(batch) > 0; batch = w.next() {
+		err := g.scanBatch(ctx, batch, remote, func() {
+			if done += Chunk; progress != nil {
+				progress(done, total)
+			}
+		})
+		if err != nil {
 			return err
-		}
-		done, chunks = done+int64(n)*Chunk, chunks[n:]
-		if progress != nil {
-			progress(min(done, total), total)
 		}
 	}
 	return nil
@@ -104,59 +106,99 @@ type chunk struct {
 	off  int64
 }
 
-// chunksOf covers the ranges with whole chunks, each once, in order.
-func (g *Group) chunksOf(ranges []Range) []chunk {
-	var out []chunk
-	seen := map[chunk]bool{}
+// walk is what is left of a scan: ranges of whole chunks, apart and in order.
+// It takes memory for the ranges, not for their chunks.
+type walk []Range
+
+// walkOver covers ranges with whole chunks, each once.
+func (g *Group) walkOver(ranges []Range) walk {
+	var all walk
 	for _, r := range ranges {
 		d, ok := g.disks[r.Slot]
 		if !ok {
 			continue // a region of a disk that the group no longer has
 		}
-		end := min(r.Off+r.Len, d.img.Size())
-		for off := r.Off - r.Off%Chunk; off < end; off += Chunk {
-			if c := (chunk{r.Slot, off}); !seen[c] {
-				seen[c] = true
-				out = append(out, c)
-			}
+		off, end := r.Off-r.Off%Chunk, min(r.Off+r.Len, d.img.Size())
+		if off < end {
+			all = append(all, Range{r.Slot, off, (end - off + Chunk - 1) / Chunk * Chunk})
+		}
+	}
+	slices.SortFunc(all, func(a, b Range) int { return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Off, b.Off)) })
+	out := all[:0]
+	for _, r := range all {
+		if n := len(out); n > 0 && out[n-1].Slot == r.Slot && r.Off <= out[n-1].Off+out[n-1].Len {
+			out[n-1].Len = max(out[n-1].Len, r.Off+r.Len-out[n-1].Off)
+		} else {
+			out = append(out, r)
 		}
 	}
 	return out
 }
 
-// batchOf is the number of leading chunks that belong to one disk, at most hashBatch.
-func batchOf(chunks []chunk) int {
-	n := 1
-	for n < len(chunks) && n < hashBatch && chunks[n].slot == chunks[0].slot {
-		n++
+func (w walk) bytes() (n int64) {
+	for _, r := range w {
+		n += r.Len
 	}
 	return n
 }
 
-func (g *Group) scanBatch(ctx context.Context, batch []chunk, remote Hasher) error {
+// next takes the next chunks, of one disk, at most hashBatch; none at the end.
+func (w *walk) next() []chunk {
+	var out []chunk
+	for len(*w) > 0 && len(out) < hashBatch {
+		r := &(*w)[0]
+		if len(out) > 0 && out[0].slot != r.Slot {
+			break
+		}
+		out = append(out, chunk{r.Slot, r.Off})
+		r.Off, r.Len = r.Off+Chunk, r.Len-Chunk
+		if r.Len <= 0 {
+			*w = (*w)[1:]
+		}
+	}
+	return out
+}
+
+// scanBatch scans chunks of one disk and calls step after each. Neighbours that
+// became zeros are trimmed as one record: without payload it is the record that
+// takes room in the replica's spool.
+func (g *Group) scanBatch(ctx context.Context, batch []chunk, remote Hasher, step func()) error {
 	d := g.disks[batch[0].slot]
 	sums, err := askHashes(ctx, batch, remote)
 	if err != nil {
 		return err
 	}
+	run := -1 // where such neighbours begin
+	trim := func(end int) error {
+		begin := run
+		if run = -1; begin < 0 {
+			return nil
+		}
+		return d.trimChunks(ctx, batch[begin:end], sums[begin:end])
+	}
 	for i, c := range batch {
-		if err := ctx.Err(); err != nil {
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		var sum []byte
-		if sums != nil {
-			sum = sums[i]
+		zero, err := d.scanChunk(ctx, c.off, sums[i], true)
+		apart := run >= 0 && c.off != batch[i-1].off+Chunk
+		if err == nil && (!zero || apart) {
+			err = trim(i)
 		}
-		if err := d.scanChunk(ctx, c.off, sum); err != nil {
+		if err != nil {
 			return fmt.Errorf("scan disk %d at %d: %w", c.slot, c.off, err)
 		}
+		if zero && run < 0 {
+			run = i
+		}
+		step()
 	}
-	return nil
+	return trim(len(batch))
 }
 
 func askHashes(ctx context.Context, batch []chunk, remote Hasher) ([][]byte, error) {
 	if remote == nil {
-		return nil, nil
+		return make([][]byte, len(batch)), nil
 	}
 	offsets := make([]int64, len(batch))
 	for i, c := range batch {
@@ -173,31 +215,71 @@ func askHashes(ctx context.Context, batch []chunk, remote Hasher) ([][]byte, err
 }
 
 // scanChunk ships one chunk if the replica may lack it. sum is the replica's
-// hash; nil means that it reads as zeros there.
-func (d *Disk) scanChunk(ctx context.Context, off int64, sum []byte) error {
+// hash; nil means that it reads as zeros there. With leave, a chunk of zeros that
+// the replica lacks is left to the caller, and zero says so.
+func (d *Disk) scanChunk(ctx context.Context, off int64, sum []byte, leave bool) (zero bool, err error) {
 	n := min(Chunk, d.img.Size()-off)
 	if err := d.g.reserveScan(ctx, n); err != nil {
-		return err
+		return false, err
 	}
 	l := d.locks.lock(off, n)
 	defer d.locks.unlock(l)
 	p := make([]byte, n)
 	if _, err := d.img.ReadAt(p, off); err != nil {
-		return fmt.Errorf("read: %w", err)
+		return false, fmt.Errorf("read: %w", err)
 	}
-	zero := isZero(p)
+	zero = isZero(p)
 	if sum == nil && zero {
-		return nil
+		return false, nil
 	}
 	if here := sha256.Sum256(p); sum != nil && bytes.Equal(here[:], sum) {
-		return nil
+		return false, nil
+	}
+	if zero && leave {
+		return true, nil
 	}
 	r := epoch.Record{Type: epoch.TypeWrite, Flags: epoch.FlagResync, Disk: d.slot, Offset: uint64(off), Length: uint64(n), Payload: p}
 	if zero {
 		r.Type, r.Payload = epoch.TypeTrim, nil
 	}
 	d.g.append(r)
+	return false, nil
+}
+
+// trimChunks ships neighbours that were zeros a moment ago, as one record if they
+// still are.
+func (d *Disk) trimChunks(ctx context.Context, batch []chunk, sums [][]byte) error {
+	off, end := batch[0].off, min(batch[len(batch)-1].off+Chunk, d.img.Size())
+	if done, err := d.trimZeros(ctx, off, end-off); done || err != nil {
+		return err
+	}
+	for i, c := range batch {
+		if _, err := d.scanChunk(ctx, c.off, sums[i], false); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// trimZeros queues a trim of a range if it reads as zeros.
+func (d *Disk) trimZeros(ctx context.Context, off, n int64) (bool, error) {
+	if err := d.g.reserveScan(ctx, 0); err != nil {
+		return false, err
+	}
+	l := d.locks.lock(off, n)
+	defer d.locks.unlock(l)
+	p := make([]byte, Chunk)
+	for at, end := off, off+n; at < end; at += Chunk {
+		p = p[:min(Chunk, end-at)]
+		if _, err := d.img.ReadAt(p, at); err != nil {
+			return false, fmt.Errorf("read: %w", err)
+		}
+		if !isZero(p) {
+			return false, nil
+		}
+	}
+	d.g.append(epoch.Record{Type: epoch.TypeTrim, Flags: epoch.FlagResync, Disk: d.slot, Offset: uint64(off), Length: uint64(n)})
+	return true, nil
 }
 
 func isZero(p []byte) bool {

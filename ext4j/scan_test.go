@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -142,16 +143,85 @@ func TestFirstScan(t *testing.T) {
 	})
 }
 
-func TestChunksOf(t *testing.T) {
+// TestWalk: a scan covers each chunk once, in order, disk by disk.
+func TestWalk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, Options{})
 		defer r.close()
-		got := r.g.chunksOf([]Range{{0, 10, 20}, {0, Chunk - 1, 2}, {1, rigSize - 1, 100 << 20}, {0, 0, 5}, {9, 0, 1}})
-		want := []chunk{{0, 0}, {0, Chunk}, {1, rigSize - Chunk}}
-		if !slices.Equal(got, want) {
+		ranges := []Range{{1, rigSize - 1, 100 << 20}, {0, 10, 20}, {0, Chunk - 1, 2}, {0, 0, 5}, {9, 0, 1}, {0, 4 * Chunk, 1}, {0, 0, 0}, {1, rigSize, 1}}
+		w := r.g.walkOver(ranges)
+		if n := w.bytes(); n != 4*Chunk {
+			t.Errorf("%d bytes are to be looked at", n)
+		}
+		var got []chunk
+		for batch := w.next(); len(batch) > 0; batch = w.next() {
+			got = append(got, batch...)
+			for _, c := range batch {
+				if c.slot != batch[0].slot {
+					t.Errorf("a batch of two disks: %v", batch)
+				}
+			}
+		}
+		if want := []chunk{{0, 0}, {0, Chunk}, {0, 4 * Chunk}, {1, rigSize - Chunk}}; !slices.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
 		}
+		huge := walk{{Slot: 3, Off: 0, Len: 1 << 50}}
+		if batch := huge.next(); len(batch) != hashBatch || huge.bytes() != 1<<50-hashBatch*Chunk {
+			t.Errorf("a batch of %d chunks, %d bytes left", len(batch), huge.bytes())
+		}
 	})
+}
+
+// TestZerosAreOneTrim: neighbours that the source has as zeros and the replica has
+// not are one record, unless a client writes to them meanwhile.
+func TestZerosAreOneTrim(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, Options{})
+			defer r.close()
+			remote := [][]byte{fill(rigSize, 1), fill(rigSize, 1)}
+			copy(r.img[0].data[2*Chunk:], fill(Chunk, 2)) // one that is not zeros
+			copy(r.img[0].data[5*Chunk:], fill(Chunk, 1)) // one that the replica has
+			r.g.Begin(epoch.UUID{9}, 1, 1, false)
+			r.g.OpenGate()
+			left := 9
+			err := r.g.Scan(t.Context(), []Range{{0, 0, 9*Chunk - 5}}, hashesOf(remote), func(done, total int64) {
+				left--
+				if total != 9*Chunk || done != int64(9-left)*Chunk {
+					t.Errorf("%d bytes of %d with %d chunks left", done, total, left)
+				}
+				if written && done == 7*Chunk { // the run of zeros has two more chunks to come
+					if err := r.disk[0].WriteAt(fill(512, 3), 6*Chunk+512, false); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			if err != nil || left != 0 {
+				t.Fatalf("%v, %d chunks left", err, left)
+			}
+			r.ship()
+			want := "wttt" // chunk 2, then chunks 0-1, 3-4, 6-8
+			if written {
+				want = "wttwwtt"
+			}
+			if got := r.types(); got != want {
+				t.Errorf("written %v: shipped %q, want %q", written, got, want)
+			}
+			for _, rec := range r.sent {
+				if rec.Type == epoch.TypeWrite {
+					copy(remote[0][rec.Offset:], rec.Payload)
+				} else {
+					clear(remote[0][rec.Offset:rec.End()])
+				}
+			}
+			if !bytes.Equal(remote[0][:9*Chunk], r.img[0].data[:9*Chunk]) {
+				t.Errorf("written %v: the replica differs", written)
+			}
+			if s := r.g.Stats(); s.ResyncRecords != uint64(len(want))-uint64(strings.Count(want, "ww")) {
+				t.Errorf("%d records are counted as the scan's of %q", s.ResyncRecords, want)
+			}
+		})
+	}
 }
 
 // TestScanErrors: a scan that cannot go on says so, and never waits for ever.

@@ -13,6 +13,7 @@ type Stats struct {
 	WrittenBytes     uint64 // payload of guest writes
 	ZeroedBytes      uint64 // of zeros and trims
 	ResyncBytes      uint64 // payload shipped by first sync and resync
+	ResyncRecords    uint64 // in so many records
 	Flushes, Stalls  uint64
 	QueueBytes       int64
 	QueueRecords     int
@@ -28,6 +29,7 @@ func (s *Stats) count(r *epoch.Record) {
 	s.Records++
 	switch {
 	case r.Flags&epoch.FlagResync != 0:
+		s.ResyncRecords++
 		s.ResyncBytes += uint64(len(r.Payload))
 	case r.Type == epoch.TypeWrite:
 		s.Writes++

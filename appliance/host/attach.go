@@ -411,11 +411,11 @@ func (s *source) endFirstSync(ctx context.Context) error {
 // up: the replica keeps its old point, and the alarm says what to do.
 func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool int64) error {
 	s.unfinished = &p
-	budget, began := uint64(resyncRoom(spool)), s.eng.Stats().ResyncBytes
+	budget, began := uint64(resyncRoom(spool)), s.scanned()
 	scanCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	err := s.scan(scanCtx, p.what, p.scan, s.hasher(sess), func() {
-		if s.eng.Stats().ResyncBytes-began > budget {
+		if s.scanned()-began > budget {
 			cancel(fmt.Errorf("%w: more than %d bytes differ; raise spool_bytes at site %s", errNoRoom, budget, s.g.snapshot().Peer))
 		}
 	})
@@ -436,6 +436,13 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool i
 	s.g.input(ResyncEnded, fmt.Sprintf("both sites are equal again (%s)", p.why))
 	s.markSynced()
 	return nil
+}
+
+// scanned is what scans have put into the stream, bytes as the replica's spool
+// holds them.
+func (s *source) scanned() uint64 {
+	e := s.eng.Stats()
+	return e.ResyncBytes + e.ResyncRecords*epoch.HeaderSize
 }
 
 // endResumed ends a resync whose last records were on the way when the link

@@ -4,13 +4,17 @@ import (
 	"fmt"
 
 	"kagami/appliance/config"
+	"kagami/ext4j"
 	"kagami/ext4j/epoch"
 )
 
 // resyncRoom is the part of the replica's spool, bytes, that a resync may
-// fill. Its epoch has to fit as a whole; the rest is for what clients write
-// meanwhile (clientsShare) and for headers and ends of segments.
+// fill, headers of records included. Its epoch has to fit as a whole; the rest is
+// for what clients write meanwhile (clientsShare) and for ends of segments.
 func resyncRoom(spool int64) int64 { return max(0, spool) / 4 * 3 }
+
+// regionCost is the most that a region takes of the spool in a resync, bytes.
+const regionCost = regionBytes + regionBytes/ext4j.Chunk*epoch.HeaderSize
 
 // fitSpool bounds what the active log may name by the replica's spool: after a
 // crash here, all of it may have to go through there at once, and until it has
@@ -18,7 +22,7 @@ func resyncRoom(spool int64) int64 { return max(0, spool) / 4 * 3 }
 // sites, so nobody else can see that they do not go together. A smaller log
 // costs fdatasyncs; a resync that does not fit costs the service.
 func (s *source) fitSpool(spool int64) {
-	room := resyncRoom(spool)
+	room := resyncRoom(spool) / regionCost * regionBytes
 	least := s.maxExtent()/regionBytes*regionBytes + 2*regionBytes // it may begin and end within regions
 	s.log.Limit(int(max(room, least) / regionBytes))
 	text := ""
@@ -27,7 +31,7 @@ func (s *source) fitSpool(spool int64) {
 			s.g.snapshot().Peer, config.FormatSize(spool), config.FormatSize(s.limits.ActiveLogBytes/3*4))
 	} else if room < s.limits.ActiveLogBytes {
 		s.g.note(fmt.Sprintf("the active log is bounded to %s instead of %s: a resync has to fit the spool of site %s, which has %s",
-			config.FormatSize(room/regionBytes*regionBytes), config.FormatSize(s.limits.ActiveLogBytes), s.g.snapshot().Peer, config.FormatSize(spool)))
+			config.FormatSize(room), config.FormatSize(s.limits.ActiveLogBytes), s.g.snapshot().Peer, config.FormatSize(spool)))
 	}
 	s.g.alarm("limits", text)
 }

@@ -1,6 +1,8 @@
 package host
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -9,15 +11,10 @@ import (
 	"kagami/images"
 )
 
-// TestActiveLogFitsTheSpool: the replica's spool is smaller than what this
-// site's active log may name. After a crash here all that the log names
-// differs, and the resync fits all the same.
-func TestActiveLogFitsTheSpool(t *testing.T) {
-	p := newPair(t)
-	p.dr.extra = `limits:
+const smallSpool = `limits:
   queue_bytes: 1MiB
   inflight_bytes: 1MiB
-  spool_bytes: 9MiB
+  spool_bytes: %s
   segment_bytes: 1MiB
   active_log_bytes: 4MiB
   epoch_bytes: 256KiB
@@ -27,6 +24,13 @@ func TestActiveLogFitsTheSpool(t *testing.T) {
   heartbeat: 100ms
   link_timeout: 2s
 `
+
+// TestActiveLogFitsTheSpool: the replica's spool is smaller than what this
+// site's active log may name. After a crash here all that the log names
+// differs, and the resync fits all the same.
+func TestActiveLogFitsTheSpool(t *testing.T) {
+	p := newPair(t)
+	p.dr.extra = fmt.Sprintf(smallSpool, "9MiB")
 	p.up()
 	const size = 14 << 20
 	vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, size)})
@@ -58,6 +62,41 @@ func TestActiveLogFitsTheSpool(t *testing.T) {
 	p.start(p.main, p.dr)
 	if g := p.main.awaitState(testVM, "streaming"); len(g.Alarms) > 0 {
 		t.Errorf("alarms: %v", g.Alarms)
+	}
+	sameAtReplica(t, p, vm)
+}
+
+// TestResyncTooLarge: more differs than fits the replica's spool. The resync is
+// given up before the spool is full, the alarm says what to do, the replica keeps
+// its old point, and with a larger spool it goes on.
+func TestResyncTooLarge(t *testing.T) {
+	p := newPair(t)
+	p.dr.extra = fmt.Sprintf(smallSpool, "9MiB")
+	p.up()
+	const size = 14 << 20
+	vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, size)})
+	p.main.mustProtect(testVM)
+	sameAtReplica(t, p, vm)
+	p.main.kill()
+	there := p.dr.path("state", "images", testVM, "vda.raw")
+	old := readFile(t, there)
+	must(t, os.Remove(p.main.path("state", "groups", testVM, "active.log")))
+	overwrite(t, p.main.path("state", "images", testVM, "vda.raw"), randomBytes(2, size), 0)
+	p.start(p.main, p.dr)
+	await(t, "the alarm", func() bool {
+		return strings.Contains(strings.Join(p.main.group(testVM).Alarms, "\n"), "raise spool_bytes at site dr")
+	})
+	if g := p.main.group(testVM); g.Protected || g.State == "streaming" {
+		t.Errorf("%+v", g)
+	}
+	if !bytes.Equal(readFile(t, there), old) {
+		t.Error("the replica's old point is gone")
+	}
+	p.dr.stop()
+	p.dr.extra = fmt.Sprintf(smallSpool, "24MiB")
+	p.start(p.dr, p.main)
+	if g := p.main.awaitState(testVM, "streaming"); !g.Protected || len(g.Alarms) > 0 {
+		t.Errorf("%+v", g)
 	}
 	sameAtReplica(t, p, vm)
 }
