@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"syscall"
 )
 
 // IdentityAttr is the extended attribute that binds an image to a disk: the
@@ -141,6 +142,12 @@ func (i *Image) prepare(identity string) error {
 func (i *Image) discard(fsys FS, name string, err error) error {
 	err = errors.Join(fmt.Errorf("create image %s: %w", i.path, err), i.f.Close())
 	return removeAfter(fsys, name, err)
+}
+
+// NoSpace tells whether an error says that a file system, or somebody's share of
+// it, is full: something that passes when there is room again.
+func NoSpace(err error) bool {
+	return errors.Is(err, ErrNoSpace) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // CheckSpace fails with ErrNoSpace when dir has less than need bytes left for

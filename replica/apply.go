@@ -4,15 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"syscall"
 	"time"
 
 	"kagami/ext4j/epoch"
+	"kagami/images"
 	"kagami/replica/spool"
 )
 
 // applyTick is how often the apply loop looks at the age of what is spooled,
-// and tries again after a full disk.
+// and tries again after a full disk, of the images or of the spool.
 const applyTick = 500 * time.Millisecond
 
 // applyLoop redoes durable epochs onto the images by size and age, and at once
@@ -25,6 +25,9 @@ func (g *Group) applyLoop() {
 		select {
 		case <-g.kick:
 		case <-tick.C:
+			if g.retryFull() != nil {
+				return // it has ended the group
+			}
 		}
 		g.mu.Lock()
 		stop, due := g.closing || g.err != nil, g.dueLocked()
@@ -81,7 +84,7 @@ func (g *Group) applyAll() error {
 // noteApply declares why apply is stuck, or that it no longer is.
 func (g *Group) noteApply(err error) {
 	text := ""
-	if errors.Is(err, syscall.ENOSPC) {
+	if images.NoSpace(err) {
 		text = "no space for the image: " + err.Error()
 	} else if err != nil {
 		text = err.Error()
@@ -155,7 +158,7 @@ func (g *Group) published(b batch, done bool) error {
 // images stay at the last whole epoch, and the source, told the position it
 // fell back to, compares. Anything else ends the group.
 func (g *Group) applyFailed(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
+	if images.NoSpace(err) {
 		return err
 	}
 	if !errors.Is(err, spool.ErrCorrupt) {

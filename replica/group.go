@@ -90,8 +90,9 @@ type Group struct {
 	pending  map[epoch.LSN][]epoch.Record // by first LSN; all above expect
 	waiting  int64                        // bytes in pending
 	window   int64
-	full     bool // the spool had no room for expect
-	unready  bool // the spool's segment for expect is being prepared
+	full     bool   // the spool had no room for expect
+	short    string // then: its disk has none for another segment, in words
+	unready  bool   // the spool's segment for expect is being prepared
 	commitAt epoch.LSN
 	unacked  int64 // bytes appended since the last ack
 	durable  epoch.Pos
@@ -271,6 +272,7 @@ type Status struct {
 	Complete, Sealed, Attached bool
 	SpoolUsed, SpoolMax        int64
 	SpoolFull                  bool
+	SpoolShort                 string // why a spool that is full cannot get as large as it may; "": it is
 	Stalled, Damaged, Recovery string
 	Err                        error
 	Counters                   Counters
@@ -284,6 +286,9 @@ func (g *Group) Status() Status {
 	s := Status{Lineage: g.lineage, Session: g.session, Received: g.expect - 1, Durable: g.durable.LSN, Applied: g.applied.LSN,
 		Complete: g.complete, Sealed: g.sealed, Attached: g.channel != nil, SpoolUsed: used, SpoolMax: limit, SpoolFull: g.full,
 		Stalled: g.stalled, Damaged: g.damaged.Why, Recovery: g.recovery, Err: g.err, Counters: g.counters}
+	if g.full {
+		s.SpoolShort = g.short
+	}
 	if g.closedNs != 0 {
 		s.CloseTime = time.Unix(0, g.closedNs)
 	}

@@ -311,34 +311,71 @@ func (m *stream) trimRaw(off, n uint64) {
 // TestSpoolFull: a full spool holds records back and says so; once some of it
 // is applied it goes on, and nothing is lost.
 func TestSpoolFull(t *testing.T) {
+	for _, full := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		synctest.Test(t, func(t *testing.T) { spoolFull(t, full) })
+	}
+}
+
+func spoolFull(t *testing.T, full error) {
+	s := newSite(t, 1)
+	s.limits.SpoolBytes = 2 << 20
+	release := make(chan struct{})
+	s.wrap = func(_ uint32, img Image) Image { return &stuck{img, release, full} }
+	s.mustOpen()
+	defer s.shut()
+	s.mustAttach(1)
+	m := newStream(1, 1)
+	for i := range 40 {
+		m.write(0, i*1000, pattern(100_000, byte(i+1)))
+		m.close()
+		s.receive(m.take())
+		synctest.Wait()
+	}
+	time.Sleep(time.Minute)
+	synctest.Wait()
+	if a := s.acked(); a.Flags != wire.AckSpoolFull || a.Applied != 0 || a.Received == m.next-1 || !s.g.Status().SpoolFull {
+		t.Errorf("acked %+v of %d", a, m.next-1)
+	}
+	close(release)
+	time.Sleep(time.Minute)
+	synctest.Wait()
+	if a := s.acked(); a.Durable != m.next-1 || a.Flags != 0 {
+		t.Errorf("acked %+v, want %d", a, m.next-1)
+	}
+	if _, err := s.g.Seal(); err != nil {
+		t.Fatal(err)
+	}
+	s.holds(m)
+}
+
+// TestSpoolDiskFull: no segment of the spool can be made. With space again it
+// goes on by itself, although there was nothing to apply that would have made room.
+func TestSpoolDiskFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, 1)
-		s.limits.SpoolBytes = 2 << 20
-		release := make(chan struct{})
-		s.wrap = func(_ uint32, img Image) Image { return &stuck{img, release} }
+		s.fs.SetHook(func(op fault.Op, name string) error {
+			if strings.HasSuffix(name, ".seg") && op == fault.OpWrite {
+				return syscall.EDQUOT
+			}
+			return nil
+		})
 		s.mustOpen()
 		defer s.shut()
 		s.mustAttach(1)
 		m := newStream(1, 1)
-		for i := range 40 {
-			m.write(0, i*1000, pattern(100_000, byte(i+1)))
-			m.close()
-			s.receive(m.take())
-			synctest.Wait()
-		}
+		m.write(0, 0, pattern(100_000, 1))
+		last := m.close()
+		s.receive(m.take())
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if a := s.acked(); a.Flags != wire.AckSpoolFull || a.Applied != 0 || a.Received == m.next-1 || !s.g.Status().SpoolFull {
-			t.Errorf("acked %+v of %d", a, m.next-1)
+		if st := s.g.Status(); !st.SpoolFull || st.SpoolShort == "" || st.Received != 0 || st.Err != nil {
+			t.Errorf("%+v", st)
 		}
-		close(release)
-		time.Sleep(time.Minute)
+		s.fs.SetHook(nil)
+		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if a := s.acked(); a.Durable != m.next-1 || a.Flags != 0 {
-			t.Errorf("acked %+v, want %d", a, m.next-1)
-		}
-		if _, err := s.g.Seal(); err != nil {
-			t.Fatal(err)
+		if st := s.g.Status(); st.Applied != last || st.SpoolFull || st.SpoolShort != "" {
+			t.Errorf("with space again: %+v", st)
 		}
 		s.holds(m)
 	})
@@ -348,6 +385,7 @@ func TestSpoolFull(t *testing.T) {
 type stuck struct {
 	Image
 	release chan struct{}
+	full    error
 }
 
 func (i *stuck) Allocate(off, n int64) error {
@@ -355,7 +393,7 @@ func (i *stuck) Allocate(off, n int64) error {
 	case <-i.release:
 		return i.Image.Allocate(off, n)
 	default:
-		return syscall.ENOSPC
+		return i.full
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"kagami/ext4j/epoch"
+	"kagami/images"
 	"kagami/replica/spool"
 	"kagami/replica/wire"
 )
@@ -246,7 +247,10 @@ func (g *Group) store(recs []epoch.Record) error {
 		}
 		err := g.spool.Append(r, epoch.CodecRaw, r.Payload)
 		if errors.Is(err, spool.ErrFull) {
-			g.full = true
+			g.full, g.short = true, ""
+			if images.NoSpace(err) {
+				g.short = err.Error()
+			}
 			g.ackLocked()
 			g.nudge()
 			return g.setAside(recs[i:])

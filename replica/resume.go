@@ -27,6 +27,18 @@ func (g *Group) resume(reason *bool) error {
 	return nil
 }
 
+// retryFull looks whether a spool that was full takes records now. Room does not
+// only come from what is applied: the spool's disk has space again, say, and
+// until then perhaps nothing could be spooled that could be applied.
+func (g *Group) retryFull() error {
+	g.mu.Lock()
+	if !g.full || g.closing || g.err != nil {
+		g.mu.Unlock()
+		return nil
+	}
+	return g.resume(&g.full)
+}
+
 // resumeLoop goes on with what waited for a segment of the spool.
 func (g *Group) resumeLoop() {
 	defer g.wg.Done()

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"syscall"
 
 	"kagami/appliance/pki"
 	"kagami/ext4j/epoch"
@@ -136,7 +135,7 @@ func (d *Daemon) newReplica(m wire.Manifest, site string) (*group, error) {
 	}
 	if err != nil {
 		code := wire.CodeFailed
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		if images.NoSpace(err) {
 			code = wire.CodeNoSpace
 		}
 		err = errors.Join(err, g.removeImages(), g.removeFolder())

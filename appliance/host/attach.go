@@ -558,7 +558,7 @@ func (s *source) onAck(a wire.Ack) {
 	if now := a.Flags & wire.AckSpoolFull; now != was {
 		text := ""
 		if now != 0 {
-			text = "the replica's spool is full: writes wait until it has applied some of it"
+			text = "the replica's spool is full, or its disk: writes wait until there is room; kagami status at site " + s.g.snapshot().Peer + " says which"
 		}
 		s.g.alarm("spool", text)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"syscall"
 
 	"kagami/appliance/control"
 	"kagami/appliance/pki"
@@ -48,7 +47,7 @@ func explained(err error, hint string) error {
 		return e
 	case errors.As(err, &e):
 		return &control.Error{Code: e.Code, Message: e.Message, Hint: hint, Exit: e.Exit}
-	case errors.Is(err, images.ErrNoSpace), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case images.NoSpace(err):
 		return failure("no-space", err.Error(), "make room there; "+hint)
 	case errors.Is(err, context.Canceled):
 		return failure("cancelled", "interrupted: "+err.Error(), hint)

@@ -146,8 +146,8 @@ func TestSpaceGoneMeanwhile(t *testing.T) {
 }
 
 // TestSpoolWithoutSpace: no segment of the spool can be made. The copy waits
-// and says why, and goes on when there is space and the daemon there has been
-// restarted. The guest notices nothing.
+// and both sites say why; it goes on when there is space. The guest notices
+// nothing.
 func TestSpoolWithoutSpace(t *testing.T) {
 	p := newPair(t).up()
 	vm := p.main.addVM(testVM, "vda")
@@ -171,12 +171,18 @@ func TestSpoolWithoutSpace(t *testing.T) {
 		t.Fatalf("protect ended without the spool: %v", err)
 	}
 	must(t, vm.disk("vda").write([]byte("the guest goes on"), 0))
-	p.dr.kill()
-	p.start(p.dr, p.main)
+	if g := p.dr.group(testVM); len(g.Alarms) != 1 || !strings.Contains(g.Alarms[0], "no space for the spool") || !strings.Contains(g.Alarms[0], "no space left on device") {
+		t.Errorf("at the replica: %q", g.Alarms)
+	}
+	notFull(p.dr)
 	must(t, <-done)
-	if g := p.main.group(testVM); !g.Protected {
+	if g := p.main.group(testVM); !g.Protected || len(g.Alarms) > 0 {
 		t.Errorf("%+v", g)
 	}
+	if g := p.dr.group(testVM); len(g.Alarms) > 0 {
+		t.Errorf("at the replica: %q", g.Alarms)
+	}
+	sameAtReplica(t, p, vm)
 }
 
 // TestSpaceGoneHere: the same at the source.

@@ -123,7 +123,10 @@ func replicaStatus(st *control.Group, rep *replica.Group) {
 			st.Alarms = append(st.Alarms, text)
 		}
 	}
-	if r.SpoolFull {
+	switch {
+	case r.SpoolShort != "":
+		st.Alarms = append(st.Alarms, "no space for the spool: records wait until there is some: "+r.SpoolShort)
+	case r.SpoolFull:
 		st.Alarms = append(st.Alarms, "the spool is full: records wait until some of it is applied")
 	}
 }

@@ -205,7 +205,7 @@ func (sp *Spool) prepare() {
 	switch {
 	case s == nil:
 		sp.noSlot = err
-	case noSpace(err):
+	case images.NoSpace(err):
 		sp.noSlot = err
 		sp.drop(s)
 	default:
@@ -225,8 +225,6 @@ func (sp *Spool) slotsChanged() {
 		sp.o.Ready()
 	}
 }
-
-func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // rawSlot takes a slot that must be filled, making a file if there is none.
 // Called with mu held; it gives mu up while it works.
@@ -319,7 +317,7 @@ func (sp *Spool) takeNoSlot() error {
 	err := sp.noSlot
 	sp.noSlot = nil
 	sp.cond.Broadcast()
-	if noSpace(err) {
+	if images.NoSpace(err) {
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	}
 	return err
