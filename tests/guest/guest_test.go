@@ -79,11 +79,7 @@ func TestCPIOIsReadByCPIO(t *testing.T) {
 func qemu(t *testing.T, dir string, args ...string) *Console {
 	t.Helper()
 	file := func(n string) string { return filepath.Join(dir, n) }
-	args = append(args, "-M", "q35,accel=tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-display", "none", "-no-reboot",
-		"-serial", "file:"+file(ConsoleFile), "-serial", "file:"+file(AckFile), "-device", "virtio-serial-pci",
-		"-chardev", "socket,id=c,path="+file(ControlSock)+",server=on,wait=off",
-		"-device", "virtserialport,chardev=c,name=org.kagami.control")
-	c := exec.Command("qemu-system-x86_64", args...)
+	c := QEMU(dir, args...)
 	var errs bytes.Buffer
 	c.Stderr = &errs
 	if err := c.Start(); err != nil {

@@ -21,12 +21,13 @@ import (
 
 // BuildInitrd puts a guest's kernel and initramfs into dir, readable by
 // everyone, and returns their paths. What is there already with the same content is used.
-func BuildInitrd(dir string) (kernel, initrd string, err error) {
+// Programs are further ones that the guest shall have, with their paths.
+func BuildInitrd(dir string, programs ...string) (kernel, initrd string, err error) {
 	version, err := Version()
 	if err != nil {
 		return "", "", err
 	}
-	es, err := memoryTree(version)
+	es, err := memoryTree(version, programs)
 	if err != nil {
 		return "", "", err
 	}
@@ -56,7 +57,7 @@ func digest(es []entry) string {
 }
 
 // memoryTree is the whole guest in memory.
-func memoryTree(version string) ([]entry, error) {
+func memoryTree(version string, programs []string) ([]entry, error) {
 	init, err := buildInit()
 	if err != nil {
 		return nil, err
@@ -66,7 +67,7 @@ func memoryTree(version string) ([]entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	ps, err := programTree()
+	ps, err := programTree(programs...)
 	return slices.Concat(es, ms, ps), err
 }
 
@@ -95,11 +96,11 @@ var programs = []string{"/usr/sbin/qemu-ga", "/sbin/mke2fs"}
 
 var libPath = regexp.MustCompile(`(/\S+\.so\S*)`)
 
-// programTree is the programs with the libraries they are linked to.
-func programTree() ([]entry, error) {
+// programTree is the programs, and more, with the libraries they are linked to.
+func programTree(more ...string) ([]entry, error) {
 	var es []entry
 	seen := map[string]bool{}
-	for _, p := range programs {
+	for _, p := range slices.Concat(programs, more) {
 		if _, err := os.Stat(p); err != nil {
 			return nil, fmt.Errorf("a program for the guest is missing, scripts/packages.txt says which package has it: %w", err)
 		}

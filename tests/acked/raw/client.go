@@ -61,7 +61,7 @@ func Dial(ctx context.Context, network, address, export string) (*Client, error)
 // whatever it returns.
 func NewClient(ctx context.Context, conn net.Conn, export string) (*Client, error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	info, err := handshake(conn, export)
+	info, err := Negotiate(conn, export)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}

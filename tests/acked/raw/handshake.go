@@ -49,8 +49,8 @@ type Info struct {
 	MaxBlock uint32
 }
 
-// handshake does fixed newstyle negotiation with NBD_OPT_GO on rw.
-func handshake(rw io.ReadWriter, export string) (Info, error) {
+// Negotiate does fixed newstyle negotiation with NBD_OPT_GO on rw.
+func Negotiate(rw io.ReadWriter, export string) (Info, error) {
 	var greeting struct {
 		Init, Option uint64
 		Flags        uint16

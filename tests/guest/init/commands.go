@@ -100,6 +100,8 @@ func commands() map[string]command {
 		"mkfs":    {"DEV", func(_ *guest, a args, out func(string)) error { return mkfs(a, out) }},
 		"exec":    {"PROGRAM ARG…", func(_ *guest, a args, out func(string)) error { return execute(a.words, out) }},
 		"insmod":  {"NAME", insmod},
+		"nic":     {"NAME ADDRESS", nic},
+		"nbd":     {"connect|reconnect HOST:PORT EXPORT NUMBER [conns=N] [timeout=SECONDS] [dead=SECONDS]", attachNBD},
 		"writer":  {"start DIR [seed=N] [slots=N] [every=MS] [count=N] [files=A|B|AB] | stop | status | wait", writer},
 		"check":   {"DIR [seed=N]", check},
 		"stop":    {"", stop},
