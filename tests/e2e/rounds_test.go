@@ -14,10 +14,16 @@ import (
 // the old source's return.
 func play(t *testing.T, plan ...rounds.Fault) {
 	t.Helper()
+	playWith(t, rounds.RoundOptions{Plan: plan})
+}
+
+func playWith(t *testing.T, o rounds.RoundOptions) {
+	t.Helper()
 	needRoot(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	must(t, rounds.Round(ctx, rounds.RoundOptions{Kagami: binary(t), Seed: seed(t), Plan: plan, Out: storyWriter{t}}))
+	o.Kagami, o.Seed, o.Out = binary(t), seed(t), storyWriter{t}
+	must(t, rounds.Round(ctx, o))
 }
 
 // TestSourceKilled: the workload on a live ext4 gets no error and goes on.
@@ -32,10 +38,12 @@ func TestReplicaKilled(t *testing.T) {
 	play(t, slices.Repeat([]rounds.Fault{rounds.KillReplica}, 3)...)
 }
 
-// TestLine: cuts, half-open cuts and loss; it goes on by itself.
+// TestLine: cuts, half-open cuts and loss; it goes on by itself, over ten
+// connections.
 func TestLine(t *testing.T) {
 	t.Parallel()
-	play(t, rounds.CutLine, rounds.CutHalf, rounds.Flap, rounds.Lossy, rounds.CutHalf)
+	playWith(t, rounds.RoundOptions{Connections: 10,
+		Plan: []rounds.Fault{rounds.CutLine, rounds.CutHalf, rounds.Flap, rounds.Lossy, rounds.CutHalf}})
 }
 
 // TestPowerLoss: what the hosts of the daemons had not written to their disks

@@ -240,13 +240,13 @@ func attachTo(t *testing.T, s *ship.Session, id epoch.UUID) wire.AttachResponse 
 // TestConnectionsDie: with data connections killed again and again everything
 // arrives, each record once, within one session.
 func TestConnectionsDie(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed, connections := range []int{4, 4, 4, 4, 4, 4, 10, 10} {
 		synctest.Test(t, func(t *testing.T) {
-			n := NewNet(seed, 5*time.Millisecond, 10*time.Millisecond, 64<<10)
+			n := NewNet(uint64(seed), 5*time.Millisecond, 10*time.Millisecond, 64<<10)
 			h := newHub(t, n)
 			defer h.close()
 			g := h.add(groupID, nil)
-			l, stop := h.link(4, 1<<20)
+			l, stop := h.link(connections, 1<<20)
 			defer stop()
 			s, err := l.Session(context.Background())
 			if err != nil {
@@ -257,12 +257,13 @@ func TestConnectionsDie(t *testing.T) {
 			var acks []wire.Ack
 			b := s.Bind(p, resp.Channel, 1, func(a wire.Ack) { acks = append(acks, a) })
 			defer b.Unbind()
-			kills := 0
+			kills, most := 0, 0
 			for p.done() < epoch.LSN(len(p.recs)) {
+				most = max(most, l.Status().Connections)
 				if time.Sleep(40 * time.Millisecond); kills < 25 && n.killData() {
 					kills++
 				}
-				if st := l.Status(); st.Inflight > 1<<20+4*(512<<10) {
+				if st := l.Status(); st.Inflight > 1<<20+int64(connections)*(512<<10) {
 					t.Fatalf("%d bytes are in flight", st.Inflight)
 				}
 				if time.Since(n.began) > 10*time.Minute {
@@ -273,6 +274,9 @@ func TestConnectionsDie(t *testing.T) {
 			st := g.Status()
 			if kills < 5 || st.Counters.Records != uint64(len(p.recs)) || st.Session != 1 {
 				t.Errorf("seed %d: %d kills, %d records spooled, %d sent, session %d", seed, kills, st.Counters.Records, len(p.recs), st.Session)
+			}
+			if most != connections {
+				t.Errorf("seed %d: %d connections at most, want %d", seed, most, connections)
 			}
 			if inflight := l.Status().Inflight; inflight != 0 {
 				t.Errorf("seed %d: %d bytes still count as in flight", seed, inflight)

@@ -21,6 +21,8 @@ type Options struct {
 	RTT     time.Duration // of the line; 20 ms when 0
 	Rate    int64         // bit/s; 1 Gbit/s when 0
 	Libvirt bool          // give each site a libvirt
+	// Connections that each site makes to the other; the configuration's default when 0.
+	Connections int
 	// Extra is appended to each site's config file (YAML), by site name.
 	Extra map[string]string
 	// Disk gives a site a file system of its own of so many bytes, by site
@@ -163,6 +165,10 @@ func (s *Site) config() string {
 	if s.Lab != nil {
 		libvirt = fmt.Sprintf("libvirt:\n  enabled: true\n  uri: %s\n  socket_group: %s\n", s.Lab.URI, QEMUGroup())
 	}
+	connections := ""
+	if n := s.stage.o.Connections; n > 0 {
+		connections = fmt.Sprintf("    connections: %d\n", n)
+	}
 	return fmt.Sprintf(`site: %s
 state_dir: %s
 run_dir: %s
@@ -174,10 +180,10 @@ tls:
 peers:
   - name: %s
     address: %s:7400
-log:
+%slog:
   level: debug
 %s%s`, s.Name, s.StateDir(), s.path("run"), s.stage.Link.Addr(s.side), s.path("pki", "ca.crt"), s.path("pki", "site.crt"), s.path("pki", "site.key"),
-		s.peer, s.stage.Link.Addr(s.side.Peer()), libvirt, s.stage.o.Extra[s.Name])
+		s.peer, s.stage.Link.Addr(s.side.Peer()), connections, libvirt, s.stage.o.Extra[s.Name])
 }
 
 // Start starts the site's daemon inside its network namespace and waits until

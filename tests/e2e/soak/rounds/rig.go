@@ -38,10 +38,12 @@ type Group struct {
 type Options struct {
 	Kagami string // path of the binary
 	RTT    time.Duration
-	Rate   int64            // bit/s
-	Disk   map[string]int64 // see stage.Options
-	Limits map[string]string
-	Groups []Group
+	Rate   int64 // bit/s
+	// Connections between the sites; the configuration's default when 0.
+	Connections int
+	Disk        map[string]int64 // see stage.Options
+	Limits      map[string]string
+	Groups      []Group
 }
 
 // QuickLink are limits that make a lost line known within two seconds, and
@@ -78,7 +80,7 @@ func New(ctx context.Context, o Options) (*Rig, error) {
 	if len(o.Limits) == 0 {
 		limits = ""
 	}
-	s, err := stage.New(ctx, stage.Options{Kagami: o.Kagami, RTT: o.RTT, Rate: o.Rate, Disk: o.Disk,
+	s, err := stage.New(ctx, stage.Options{Kagami: o.Kagami, RTT: o.RTT, Rate: o.Rate, Connections: o.Connections, Disk: o.Disk,
 		Extra: map[string]string{stage.MainName: limits, stage.DRName: limits}})
 	if err != nil {
 		return nil, err
@@ -164,6 +166,24 @@ func (r *Rig) AwaitProtected(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// AwaitConnections waits until the main site has all its connections to the other.
+func (r *Rig) AwaitConnections(ctx context.Context) error {
+	for {
+		st, err := r.Main.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if st.Peers[0].Connections == r.o.Connections {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d connections between the sites, want %d: %w", st.Peers[0].Connections, r.o.Connections, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // AwaitDrained waits until the other site has applied everything. Nobody may

@@ -20,10 +20,12 @@ import (
 // RoundOptions of one round.
 type RoundOptions struct {
 	Kagami string
-	Seed   uint64    // decides everything that is chosen; timing remains the machine's
-	Faults int       // how many before the disaster; 0: 2 to 4
-	Plan   []Fault   // instead of random ones; each is recovered from before the next
-	Out    io.Writer // what happens, as it happens
+	Seed   uint64  // decides everything that is chosen; timing remains the machine's
+	Faults int     // how many before the disaster; 0: 2 to 4
+	Plan   []Fault // instead of random ones; each is recovered from before the next
+	// Connections between the sites; 0: chosen too.
+	Connections int
+	Out         io.Writer // what happens, as it happens
 }
 
 // round is one disaster: loads run, faults happen, the main site is lost, the
@@ -98,8 +100,13 @@ func (p *round) build(ctx context.Context) error {
 	limits["compression"] = pick(p.rng, "zstd", "none")
 	limits["active_log_bytes"] = pick(p.rng, "8MiB", "32MiB")
 	rtt, rate := pick(p.rng, 1, 5, 20), pick(p.rng, int64(100e6), 1e9)
+	connections := pick(p.rng, 1, 4, 10)
+	if p.o.Connections > 0 {
+		connections = p.o.Connections
+	}
 	var err error
-	p.r, err = New(ctx, Options{Kagami: p.o.Kagami, RTT: time.Duration(rtt) * time.Millisecond, Rate: rate, Limits: limits,
+	p.r, err = New(ctx, Options{Connections: connections,
+		Kagami: p.o.Kagami, RTT: time.Duration(rtt) * time.Millisecond, Rate: rate, Limits: limits,
 		Disk: map[string]int64{stage.MainName: 512 << 20, stage.DRName: 768 << 20},
 		Groups: []Group{
 			{Name: rawGroup, Disks: []Disk{{"d0", 8 << 20}, {"d1", 24 << 20}}},
@@ -108,7 +115,7 @@ func (p *round) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.say("seed %d: RTT %d ms, %d Mbit/s, %v", p.o.Seed, rtt, rate/1e6, limits)
+	p.say("seed %d: RTT %d ms, %d Mbit/s, %d connections, %v", p.o.Seed, rtt, rate/1e6, connections, limits)
 	p.raw = p.r.NewRaw(rawGroup, p.o.Seed)
 	p.raw.Shape.Workers = pick(p.rng, 1, 4, 8)
 	p.files = p.r.NewFiles(fsGroup, fsDisk, p.o.Seed)
@@ -129,6 +136,9 @@ func (p *round) play(ctx context.Context) error {
 		return err
 	}
 	if err := p.r.AwaitProtected(ctx); err != nil {
+		return err
+	}
+	if err := p.r.AwaitConnections(ctx); err != nil {
 		return err
 	}
 	if err := p.faults(ctx); err != nil {
