@@ -36,6 +36,7 @@ type NBDOptions struct {
 	Bridge    Bridge        // default NBDFuse
 	Reconnect time.Duration // of StorageDaemon, in whole seconds; default 60 s
 	Mkfs      bool          // make a new ext4 first
+	MkfsArgs  []string      // further options of mkfs.ext4
 	Data      string        // mount options of ext4, such as "data=journal"
 	ReadOnly  bool
 	Offset    int64 // of the file system in the export, bytes
@@ -197,7 +198,7 @@ func (m *Mount) mountFile(ctx context.Context, file string, o NBDOptions) error 
 	}
 	defer loop.Close()
 	if o.Mkfs {
-		out, err := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", loop.Name()).CombinedOutput()
+		out, err := exec.CommandContext(ctx, "mkfs.ext4", append(append([]string{"-q", "-F"}, o.MkfsArgs...), loop.Name())...).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
 		}

@@ -160,6 +160,10 @@ func (w *Raw) Check(ctx context.Context, site *stage.Site, o raw.Options) (raw.R
 // the main site, reached the way a VM reaches it: through a client that waits
 // for a daemon that is away.
 type Files struct {
+	// Shape says how the file system is made and mounted, and where on the
+	// disk it is; socket, export, bridge and mkfs are set by Start and Check.
+	Shape acked.NBDOptions
+
 	r      *Rig
 	group  string
 	disk   string
@@ -188,8 +192,9 @@ func (f *Files) Start(ctx context.Context, mkfs bool) error {
 		return err
 	}
 	c.Kill()
-	m, err := acked.MountNBD(ctx, acked.NBDOptions{Socket: f.r.Main.Socket(f.group, f.disk), Export: f.disk,
-		Bridge: acked.StorageDaemon, Reconnect: patience, Mkfs: mkfs})
+	o := f.Shape
+	o.Socket, o.Export, o.Bridge, o.Reconnect, o.Mkfs = f.r.Main.Socket(f.group, f.disk), f.disk, acked.StorageDaemon, patience, mkfs
+	m, err := acked.MountNBD(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -275,7 +280,9 @@ func (f *Files) Check(ctx context.Context, site *stage.Site) error {
 		return err
 	}
 	c.Kill()
-	m, err := acked.MountNBD(ctx, acked.NBDOptions{Socket: site.Socket(f.group, f.disk), Export: f.disk, Bridge: acked.NBDFuse})
+	o := f.Shape
+	o.Socket, o.Export, o.Bridge = site.Socket(f.group, f.disk), f.disk, acked.NBDFuse
+	m, err := acked.MountNBD(ctx, o)
 	if err != nil {
 		return err
 	}
