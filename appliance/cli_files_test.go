@@ -33,7 +33,7 @@ func TestConfigCommands(t *testing.T) {
 		t.Errorf("check: %+v", r)
 	}
 	a := &app{environ: []string{"KAGAMI_STIE=x"}}
-	if r := kagamiWith(t.Context(), t, a, "config", "check", file, "--file-only"); r.code != 0 || !strings.Contains(r.out, "the environment sets KAGAMI_STIE, which overrides nothing") {
+	if r := kagamiWith(t.Context(), t, a, "config", "check", file, "--file-only"); r.code != control.ExitUsage || r.err != "kagami: configuration: the environment sets what overrides nothing: KAGAMI_STIE\n  next: unset it, or spell it as kagami help environment does\n" {
 		t.Errorf("misspelt variable: %+v", r)
 	}
 	r := kagami(t, "config", "show", "--config", file)
@@ -96,13 +96,13 @@ func TestPKICommands(t *testing.T) {
 	if r := kagami(t, "pki", "init", "--dir", dir); r.code != control.ExitUsage {
 		t.Errorf("without a site: %+v", r)
 	}
-	if r := kagami(t, "pki", "issue", "dr", "--dir", dir, "--out", out); r.code != control.ExitFailed || !strings.Contains(r.err, "read CA") {
+	if r := kagami(t, "pki", "issue", "dr", "--dir", dir, "--out", out); r.code != control.ExitFailed || !strings.Contains(r.err, "read CA") || !strings.Contains(r.err, "next: certificates are issued at the site where") {
 		t.Errorf("without a CA: %+v", r)
 	}
 	if r := kagami(t, "pki", "init", "--site", "primary", "--dir", dir); r.code != 0 {
 		t.Errorf("init: %+v", r)
 	}
-	if r := kagami(t, "pki", "init", "--site", "primary", "--dir", dir); r.code != control.ExitRefused || !strings.Contains(r.err, "nothing was changed") {
+	if r := kagami(t, "pki", "init", "--site", "primary", "--dir", dir); r.code != control.ExitRefused || !strings.Contains(r.err, "nothing was changed") || !strings.Contains(r.err, "next: ") {
 		t.Errorf("init again: %+v", r)
 	}
 	if r := kagami(t, "pki", "issue", "dr", "--dir", dir, "--out", out, "--group", "web", "--group", "db"); r.code != 0 || !strings.Contains(r.out, out) {
@@ -127,7 +127,12 @@ func TestPKICommands(t *testing.T) {
 	if r := kagami(t, "pki", "show", "--dir", dir, "--json"); r.code != 0 || strings.Count(r.out, `"sha256"`) != 2 {
 		t.Errorf("show --json: %+v", r)
 	}
-	if r := kagami(t, "pki", "show", filepath.Join(dir, pki.KeyName)); r.code != control.ExitFailed {
+	for _, args := range [][]string{{"init", "--site", "Bad"}, {"issue", "DR"}, {"issue", "dr", "--group", "a/b"}} {
+		if r := kagami(t, append(append([]string{"pki"}, args...), "--dir", dir)...); r.code != control.ExitUsage || !strings.Contains(r.err, "name \"") || !strings.Contains(r.err, "next: ") {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+	if r := kagami(t, "pki", "show", filepath.Join(dir, pki.KeyName)); r.code != control.ExitFailed || !strings.Contains(r.err, "next: ") {
 		t.Errorf("show of a key: %+v", r)
 	}
 }

@@ -38,13 +38,19 @@ func (a *app) configPath() string {
 	return defaultConfig
 }
 
-// load reads the configuration file.
+// load reads the configuration file. A variable that looks like an override and
+// is none is refused, as an unknown key is: it is probably misspelt.
 func (a *app) load() (*config.Config, error) {
+	if names := config.UnknownEnv(a.environ); len(names) > 0 {
+		return nil, &control.Error{Code: "config", Message: "configuration: the environment sets what overrides nothing: " + strings.Join(names, ", "),
+			Hint: "unset it, or spell it as kagami help environment does", Exit: control.ExitUsage}
+	}
 	c, err := config.Load(a.configPath())
 	if err == nil {
 		return c, nil
 	}
 	e := &control.Error{Code: "config", Message: err.Error(), Exit: control.ExitUsage}
+	e.Hint = "put that right in the file; kagami config init - shows every key with what is allowed"
 	if errors.Is(err, fs.ErrNotExist) {
 		e.Hint = "kagami config init writes an example to fill in"
 	}

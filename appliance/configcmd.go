@@ -25,10 +25,9 @@ func (a *app) configCmd() *cobra.Command {
 		Long: `The configuration is one YAML file, ` + defaultConfig + ` unless --config or
 $KAGAMI_CONFIG names another. See kagami help environment for overrides.`,
 		Example: "  kagami config init\n  kagami config check\n  kagami config show",
-		Args:    cobra.NoArgs,
 	}
 	cmd.AddCommand(a.configCheckCmd(), a.configInitCmd(), a.configShowCmd())
-	return cmd
+	return parentOnly(cmd)
 }
 
 func (a *app) configCheckCmd() *cobra.Command {
@@ -48,9 +47,6 @@ and groups it names are there and belong together. Ends with 2 if anything is.`,
 			if err != nil {
 				return err
 			}
-			for _, name := range config.UnknownEnv(a.environ) {
-				a.printf("note: the environment sets %s, which overrides nothing (kagami help environment)\n", name)
-			}
 			if !fileOnly {
 				if err := a.checkHost(c); err != nil {
 					return err
@@ -67,10 +63,7 @@ and groups it names are there and belong together. Ends with 2 if anything is.`,
 // checkHost looks for what the configuration needs of this machine.
 func (a *app) checkHost(c *config.Config) error {
 	var problems []error
-	groups := map[string]string{"control.group": c.Control.Group}
-	if c.Libvirt.Enabled {
-		groups["libvirt.socket_group"] = c.Libvirt.SocketGroup
-	}
+	groups := map[string]string{"control.group": c.Control.Group, "libvirt.socket_group": c.Libvirt.SocketGroup}
 	for _, key := range []string{"control.group", "libvirt.socket_group"} {
 		if g := groups[key]; g != "" {
 			if _, err := user.LookupGroup(g); err != nil {

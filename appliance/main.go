@@ -111,8 +111,13 @@ func (a *app) root() *cobra.Command {
 		a.configCmd(), a.pkiCmd(), a.versionCmd(),
 		exitCodesTopic(), environmentTopic(),
 	)
-	root.InitDefaultHelpCmd()
+	helpCmd(root)
 	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			parentOnly(c)
+		}
+	}
 	return root
 }
 

@@ -31,10 +31,9 @@ func (a *app) pkiCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pki", Short: "Make the certificates sites trust each other by", Long: pkiLong,
 		Example: "  kagami pki init --site primary\n  kagami pki issue dr --group web --group db\n  kagami pki show",
-		Args:    cobra.NoArgs,
 	}
 	cmd.AddCommand(a.pkiInitCmd(), a.pkiIssueCmd(), a.pkiShowCmd())
-	return cmd
+	return parentOnly(cmd)
 }
 
 func (a *app) pkiInitCmd() *cobra.Command {
@@ -49,7 +48,7 @@ replaced, and every certificate issued before becomes worthless.`,
 		Args:    cobra.NoArgs,
 		RunE: action(func(*cobra.Command, []string) error {
 			if err := pki.Init(dir, site, pki.Options{Force: force, Now: a.now()}); err != nil {
-				return pkiError(err)
+				return pkiError(err, "put that right, then run kagami pki init again")
 			}
 			a.printf("CA and certificate of site %s are in %s\nnext: kagami pki issue OTHER-SITE\n", site, dir)
 			return nil
@@ -85,7 +84,7 @@ certificate.`,
 			}
 			o := pki.Options{Force: force, Now: a.now(), Lifetime: time.Duration(days) * 24 * time.Hour}
 			if err := pki.Issue(dir, site, groups, out, o); err != nil {
-				return pkiError(err)
+				return pkiError(err, "certificates are issued at the site where kagami pki init was run, from the folder --dir")
 			}
 			a.printf("bundle of site %s: %s\nnext: carry it there and put its files into %s; it holds a private key\n", site, out, defaultPKI)
 			return nil
@@ -114,7 +113,7 @@ func (a *app) pkiShowCmd() *cobra.Command {
 			for _, path := range args {
 				info, err := pki.Describe(path)
 				if err != nil {
-					return pkiError(fmt.Errorf("read certificate: %w", err))
+					return pkiError(fmt.Errorf("read certificate: %w", err), "name a certificate's file, or the folder with --dir")
 				}
 				infos = append(infos, info)
 			}
@@ -147,10 +146,16 @@ func infoText(path string, i pki.Info) string {
 	return b.String()
 }
 
-// pkiError gives an error of package pki its exit code.
-func pkiError(err error) error {
-	if errors.Is(err, fs.ErrExist) {
-		return &control.Error{Code: "exists", Message: err.Error(), Exit: control.ExitRefused}
+// pkiError gives an error of package pki its exit code and what to do next;
+// otherwise is that of errors which bring nothing better.
+func pkiError(err error, otherwise string) error {
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return &control.Error{Code: "exists", Message: err.Error(), Hint: "kagami pki show describes what is there; keep it, or write elsewhere", Exit: control.ExitRefused}
+	case errors.Is(err, pki.ErrName):
+		return usageError(err.Error(), "name sites and groups as the configuration does; see kagami pki --help")
+	case errors.Is(err, pki.ErrKeyMode):
+		otherwise = "chmod 600 the key; if others may have read it, begin anew with kagami pki init --force"
 	}
-	return err
+	return &control.Error{Code: "failed", Message: err.Error(), Hint: otherwise, Exit: control.ExitFailed}
 }

@@ -30,6 +30,9 @@ func (a *app) protectCmd() *cobra.Command {
 		Args: oneVM, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: action(func(cmd *cobra.Command, args []string) error {
 			req.VM = args[0]
+			if req.To == "" {
+				return usageError("--to names no site", "name a peer of the configuration; kagami status lists them")
+			}
 			c, err := a.client()
 			if err != nil {
 				return err

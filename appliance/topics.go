@@ -26,10 +26,38 @@ func environmentTopic() *cobra.Command {
 	names := append([]string{config.EnvConfig}, config.EnvNames()...)
 	return &cobra.Command{Use: "environment", Short: "Environment variables", Long: `Environment variables. KAGAMI_CONFIG names the configuration file. Each of the
 others overrides one key of it, for the daemon and for the command line; a
-variable that is set but empty counts as not set. The lists peers and groups can
-be changed in the file only.
+variable that is set but empty counts as not set, and one that begins with KAGAMI_
+and is none of these is refused. The lists peers and groups can be changed in the
+file only.
 
   ` + strings.Join(names, "\n  ")}
+}
+
+// parentOnly makes a command that only holds others: alone it prints its help,
+// and what is none of the others is a mistake.
+func parentOnly(cmd *cobra.Command) *cobra.Command {
+	cmd.Args = cobra.NoArgs // "unknown command"
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	return cmd
+}
+
+// helpCmd is cobra's own, but for topics that do not exist: those are a mistake.
+func helpCmd(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() != "help" {
+			continue
+		}
+		show := c.Run
+		c.Run = nil
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			if found, _, err := root.Find(args); err != nil || len(args) > 0 && found.Name() != args[len(args)-1] {
+				return fmt.Errorf("there is no command or topic %q", strings.Join(args, " "))
+			}
+			show(cmd, args)
+			return nil
+		}
+	}
 }
 
 // oneVM wants the name of one VM.

@@ -59,6 +59,9 @@ func (c *Config) fill(given func(path string) bool) {
 	if c.Control.Socket == "" {
 		c.Control.Socket = filepath.Join(c.RunDir, ControlSocketName)
 	}
+	if !c.Libvirt.Enabled && !given("libvirt.socket_group") {
+		c.Libvirt.SocketGroup = "" // there is no QEMU to let in
+	}
 	for i := range c.Peers {
 		if !given(at("peers", i, "connections")) {
 			c.Peers[i].Connections = DefaultConnections

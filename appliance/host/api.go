@@ -38,7 +38,7 @@ func (d *Daemon) listenMetrics() (*scraper, error) {
 	}
 	l, err := net.Listen("tcp", d.cfg.Metrics)
 	if err != nil {
-		return nil, fmt.Errorf("listen for metrics: %w", err)
+		return nil, refused(fmt.Sprintf("listen for metrics: %v", err), "stop what listens there (ss -ltnp shows it), or change metrics in the config file")
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", d.metrics())

@@ -62,7 +62,8 @@ const drainPatience = 20 * time.Second
 // Run is the daemon: it serves until ctx ends, then stops cleanly. What it has
 // acknowledged is safe whenever and however it ends.
 func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logger) error {
-	return newDaemon(cfg, release, images.OS{}, log).run(ctx)
+	err := newDaemon(cfg, release, images.OS{}, log).run(ctx)
+	return explained(err, "put that right, then start the daemon again; its log (journalctl -u kagami) has more")
 }
 
 // newDaemon makes a daemon that has touched nothing yet.
@@ -94,16 +95,16 @@ func (d *Daemon) run(ctx context.Context) error {
 func (d *Daemon) claim() (images.File, error) {
 	for _, dir := range []string{d.cfg.StateDir + "/groups", d.cfg.StateDir + "/images"} {
 		if err := d.fs.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("make state folder: %w", err)
+			return nil, refused(fmt.Sprintf("make state folder: %v", err), "put state_dir right in the config file, or let the daemon's user write there")
 		}
 	}
 	// QEMU's user must reach the sockets, and the images stay private.
 	if err := d.fs.MkdirAll(d.cfg.RunDir, 0o755); err != nil {
-		return nil, fmt.Errorf("make run folder: %w", err)
+		return nil, refused(fmt.Sprintf("make run folder: %v", err), "put run_dir right in the config file, or let the daemon's user write there")
 	}
 	lock, err := openOrCreate(d.fs, d.cfg.StateDir+"/lock")
 	if err != nil {
-		return nil, fmt.Errorf("open lock of state folder: %w", err)
+		return nil, refused(fmt.Sprintf("open lock of state folder: %v", err), "let the daemon's user write in state_dir")
 	}
 	if err := lock.Lock(); err != nil {
 		_ = lock.Close()
@@ -176,7 +177,8 @@ func (d *Daemon) serve(ctx context.Context) error {
 	}
 	api, err := control.Listen(d.cfg.Control.Socket, d.cfg.Control.Group)
 	if err != nil {
-		return errors.Join(fmt.Errorf("open control socket: %w", err), peers.Close())
+		_ = peers.Close() // nobody has connected
+		return refused(fmt.Sprintf("open control socket: %v", err), "put control.socket or control.group right in the config file (kagami config check), or stop the daemon that uses it")
 	}
 	if err := d.makeLinks(files); err != nil {
 		return errors.Join(err, peers.Close(), api.Close())
@@ -245,16 +247,33 @@ func ignoreClosed(err error) error {
 func (d *Daemon) listenPeers(files pki.Files) (net.Listener, error) {
 	tlsConf, err := pki.ServerConfig(files)
 	if err != nil {
-		return nil, fmt.Errorf("TLS set-up: %w", err)
+		return nil, refused(fmt.Sprintf("TLS set-up: %v", err), "make this site's certificate (kagami pki --help), or put tls right in the config file")
+	}
+	if err := d.ownCertificate(files); err != nil {
+		return nil, err
 	}
 	d.server = replica.NewServer(replica.ServerOptions{Backend: &acceptor{d: d, tls: tlsConf}, Codec: d.codec, Site: d.cfg.Site, SiteID: d.siteID,
 		Release: d.release, Timeout: d.cfg.Limits.LinkTimeout, Event: func(t string) { d.log.Warn(t) }})
 	lc := net.ListenConfig{Control: socketOptions}
 	l, err := lc.Listen(context.Background(), "tcp", d.cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("listen for peers: %w", err)
+		return nil, refused(fmt.Sprintf("listen for peers: %v", err), "stop what listens there (ss -ltnp shows it), or change listen in the config file")
 	}
 	return l, nil
+}
+
+// ownCertificate refuses the certificate of another site: peers would take
+// this site for that one, and refuse or, worse, accept it.
+func (d *Daemon) ownCertificate(files pki.Files) error {
+	id, _, err := pki.Own(files)
+	if err != nil {
+		return fmt.Errorf("TLS set-up: %w", err)
+	}
+	if id.Site != d.cfg.Site {
+		return refused(fmt.Sprintf("%s is the certificate of site %s, and this is site %s", files.Cert, id.Site, d.cfg.Site),
+			fmt.Sprintf("put site right in the config file, or install the certificate that kagami pki issue %s makes", d.cfg.Site))
+	}
+	return nil
 }
 
 func (d *Daemon) makeLinks(files pki.Files) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -94,13 +95,17 @@ func (g *group) input(in Input, reason string) {
 	defer g.mu.Unlock()
 	to, err := Next(g.state, in, true)
 	if err != nil {
-		g.noteLocked(fmt.Sprintf("%v (%s)", err, reason))
+		g.noteLocked(slog.LevelWarn, fmt.Sprintf("%v (%s)", err, reason))
 		return
 	}
 	if to == g.state && reason == g.reason {
 		return
 	}
-	g.noteLocked(fmt.Sprintf("%s → %s: %s", g.state, to, reason))
+	level := slog.LevelInfo
+	if to == Failed {
+		level = slog.LevelError
+	}
+	g.noteLocked(level, fmt.Sprintf("%s → %s: %s", g.state, to, reason))
 	if to != g.state {
 		g.since = time.Now()
 	}
@@ -109,16 +114,17 @@ func (g *group) input(in Input, reason string) {
 
 func (g *group) note(text string) {
 	g.mu.Lock()
-	g.noteLocked(text)
+	g.noteLocked(slog.LevelInfo, text)
 	g.mu.Unlock()
 }
 
-func (g *group) noteLocked(text string) {
+// noteLocked adds to the group's history and to the log, there at a level.
+func (g *group) noteLocked(level slog.Level, text string) {
 	if len(g.events) >= maxEvents {
 		g.events = append(g.events[:0], g.events[1:]...)
 	}
 	g.events = append(g.events, event{time.Now(), text})
-	g.d.log.Info(text, "group", g.name)
+	g.d.log.Log(context.Background(), level, text, "group", g.name)
 }
 
 // alarm raises, or with an empty text clears, an alarm of a kind.
@@ -130,11 +136,11 @@ func (g *group) alarm(kind, text string) {
 	}
 	if text == "" {
 		delete(g.alarms, kind)
-		g.noteLocked("alarm over: " + kind)
+		g.noteLocked(slog.LevelInfo, "alarm over: "+kind)
 		return
 	}
 	g.alarms[kind] = text
-	g.noteLocked("alarm: " + text)
+	g.noteLocked(slog.LevelWarn, "alarm: "+text)
 }
 
 // fail ends the group's service until the daemon is restarted.

@@ -41,6 +41,7 @@ type site struct {
 	runDir     string // within dir
 	address    string
 	extra      string // of its config file
+	file       string // in its place
 	host       *fakeHost
 	log        *logBuffer
 	control    *control.Client
@@ -136,6 +137,11 @@ func (p *pair) awaitLinks() {
 // config writes and loads the site's config file.
 func (s *site) config(peer *site) *config.Config {
 	s.t.Helper()
+	if s.file != "" {
+		c, err := config.Load(s.file)
+		must(s.t, err)
+		return c
+	}
 	peers := ""
 	if peer != nil {
 		peers = fmt.Sprintf("peers:\n  - name: %s\n    address: %s\n    connections: 2\n", peer.name, peer.address)

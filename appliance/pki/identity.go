@@ -69,24 +69,24 @@ func nameURI(kind, name string) *url.URL {
 	return &url.URL{Scheme: "kagami", Host: kind, Path: "/" + name}
 }
 
-// uris makes the names of a certificate.
+// uris makes the names of a certificate. Errors wrap ErrName.
 func (id Identity) uris() ([]*url.URL, error) {
 	if !siteRE.MatchString(id.Site) {
-		return nil, fmt.Errorf("site name %q: allowed are 1 to 63 characters a-z 0-9 . _ - beginning with a letter or digit", id.Site)
+		return nil, fmt.Errorf("%w: site name %q: allowed are 1 to 63 characters a-z 0-9 . _ - beginning with a letter or digit", ErrName, id.Site)
 	}
 	out := []*url.URL{nameURI("site", id.Site)}
 	if id.AllGroups {
 		return append(out, nameURI("group", AllGroups)), nil
 	}
 	if len(id.Groups) == 0 {
-		return nil, fmt.Errorf("site %s would be allowed no group: name its groups, or %s for all", id.Site, AllGroups)
+		return nil, fmt.Errorf("%w: site %s would be allowed no group: name its groups, or %s for all", ErrName, id.Site, AllGroups)
 	}
 	if len(id.Groups) > maxGroups {
-		return nil, fmt.Errorf("%d groups in one certificate: at most %d; use %s for all", len(id.Groups), maxGroups, AllGroups)
+		return nil, fmt.Errorf("%w: %d groups in one certificate: at most %d; use %s for all", ErrName, len(id.Groups), maxGroups, AllGroups)
 	}
 	for _, g := range slices.Compact(slices.Sorted(slices.Values(id.Groups))) {
 		if !groupRE.MatchString(g) {
-			return nil, fmt.Errorf("group name %q: allowed are 1 to 63 characters A-Z a-z 0-9 . _ - beginning with a letter or digit", g)
+			return nil, fmt.Errorf("%w: group name %q: allowed are 1 to 63 characters A-Z a-z 0-9 . _ - beginning with a letter or digit", ErrName, g)
 		}
 		out = append(out, nameURI("group", g))
 	}

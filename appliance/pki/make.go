@@ -82,11 +82,14 @@ func Init(dir, site string, o Options) error {
 // named groups (* for all), and writes ca.crt, site.crt and site.key to out: a
 // tar archive when its name ends in .tar, else a folder.
 func Issue(dir, site string, groups []string, out string, o Options) error {
+	id := NewIdentity(site, groups)
+	if _, err := id.uris(); err != nil {
+		return fmt.Errorf("issue certificate: %w", err)
+	}
 	ca, err := loadCA(dir)
 	if err != nil {
 		return err
 	}
-	id := NewIdentity(site, groups)
 	if o.now().Add(o.lifetime()).After(ca.cert.NotAfter) {
 		o.Lifetime = ca.cert.NotAfter.Sub(o.now())
 	}

@@ -42,6 +42,7 @@ var (
 	ErrBadIdentity = errors.New("certificate is no kagami site certificate")
 	ErrNoTLS       = errors.New("peer does not speak this protocol")
 	ErrRefused     = errors.New("peer refused this site's certificate")
+	ErrName        = errors.New("not fit for a certificate") // of a site or group, on the command line
 	ErrKeyMode     = errors.New("private key can be read by others")
 )
 

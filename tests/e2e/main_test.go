@@ -2,8 +2,8 @@
 // sites on one machine (package stage), real NBD clients, the kernel's own
 // ext4, real TCP over an emulated line.
 //
-// Environment: KAGAMI_BIN is a binary to test instead of a new build;
-// KAGAMI_RACE=1 builds with the race detector; KAGAMI_SEED repeats a run.
+// Environment: E2E_BIN is a binary to test instead of a new build;
+// E2E_RACE=1 builds with the race detector; E2E_SEED repeats a run.
 package e2e
 
 import (
@@ -30,7 +30,7 @@ var kagamiBinary string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if kagamiBinary = os.Getenv("KAGAMI_BIN"); kagamiBinary != "" {
+	if kagamiBinary = os.Getenv("E2E_BIN"); kagamiBinary != "" {
 		return m.Run()
 	}
 	dir, err := os.MkdirTemp("", "kagami-bin-")
@@ -41,7 +41,7 @@ func run(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	kagamiBinary = filepath.Join(dir, "kagami")
 	args := []string{"build", "-o", kagamiBinary}
-	if os.Getenv("KAGAMI_RACE") == "1" {
+	if os.Getenv("E2E_RACE") == "1" {
 		args = append(args, "-race")
 	}
 	cmd := exec.Command("go", append(args, "kagami/appliance")...)
@@ -53,14 +53,14 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// seed is the test's seed: KAGAMI_SEED, or a new one, which the log shows.
+// seed is the test's seed: E2E_SEED, or a new one, which the log shows.
 func seed(t *testing.T) uint64 {
 	t.Helper()
 	s := rand.Uint64() >> 16
-	if v := os.Getenv("KAGAMI_SEED"); v != "" {
+	if v := os.Getenv("E2E_SEED"); v != "" {
 		var err error
 		if s, err = strconv.ParseUint(v, 10, 64); err != nil {
-			t.Fatalf("KAGAMI_SEED: %v", err)
+			t.Fatalf("E2E_SEED: %v", err)
 		}
 	}
 	t.Logf("seed %d", s)
