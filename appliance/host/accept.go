@@ -288,12 +288,16 @@ func (a *acceptor) domain(p replica.Peer, req wire.DomainRequest) error {
 	if len(req.XML) > maxXML {
 		return wire.Errorf(wire.CodeFailed, "the VM's definition has %d bytes, at most %d are taken", len(req.XML), maxXML)
 	}
+	return a.storeDomain(g, p, req.XML)
+}
+
+func (a *acceptor) storeDomain(g *group, p replica.Peer, xml string) error {
 	g.mu.Lock() // one definition at a time, and none beside a promotion or a removal
 	defer g.mu.Unlock()
 	if g.gone || g.file.Role != RoleReplica {
 		return a.unknown(p)
 	}
-	if err := images.WriteFileAtomic(a.d.fs, g.dir+"/domain.xml", []byte(req.XML), 0o600); err != nil {
+	if err := images.WriteFileAtomic(a.d.fs, g.dir+"/domain.xml", []byte(xml), 0o600); err != nil {
 		return fmt.Errorf("store definition of VM: %w", err)
 	}
 	return nil

@@ -410,8 +410,12 @@ func (d *Daemon) add(g *group) {
 	d.groups[g.name] = g
 }
 
-// forget takes a group out of the daemon's list.
+// forget takes a group out of the daemon's list. A request that still holds it
+// stores nothing for it: its folder may be another group's soon.
 func (d *Daemon) forget(g *group) {
+	g.mu.Lock()
+	g.gone = true
+	g.mu.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.groups[g.name] == g {

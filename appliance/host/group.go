@@ -36,7 +36,7 @@ type group struct {
 	resuming bool              // a goroutine is about to resume the VM
 	shipping bool              // a goroutine ships the VM's definition
 	reship   bool              // and has to do so once more
-	gone     bool              // being removed on request of its source: nothing is stored for it any more
+	gone     bool              // removed, or about to be: nothing is stored for it any more
 	broken   error             // why the group's file cannot be used; never changes
 }
 

@@ -69,6 +69,20 @@ func TestRequestMeetsFailover(t *testing.T) {
 	}
 }
 
+// TestDefinitionMeetsForget: the group of a late definition was forgotten, and
+// its name is another group's now.
+func TestDefinitionMeetsForget(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	p.main.stop()
+	vm.destroy()
+	p.dr.awaitState(testVM, "waiting")
+	g := p.dr.d.find(testVM)
+	p.dr.d.forget(g)
+	mustNotBeFound(t, (&acceptor{d: p.dr.d}).storeDomain(g, &slowPeer{}, "<domain/>"))
+}
+
 // TestDefinitionsOneByOne: of two definitions that come at once, one is stored as a whole.
 func TestDefinitionsOneByOne(t *testing.T) {
 	p := newPair(t).up()
