@@ -26,7 +26,7 @@ func (g *Group) applyLoop() {
 		case <-g.kick:
 		case <-tick.C:
 			if g.retryFull() != nil {
-				return // it has ended the group
+				return // the group has ended
 			}
 		}
 		g.mu.Lock()

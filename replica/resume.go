@@ -33,8 +33,8 @@ func (g *Group) resume(reason *bool) error {
 func (g *Group) retryFull() error {
 	g.mu.Lock()
 	if !g.full || g.closing || g.err != nil {
-		g.mu.Unlock()
-		return nil
+		defer g.mu.Unlock()
+		return g.err
 	}
 	return g.resume(&g.full)
 }
