@@ -223,7 +223,7 @@ func (r *Record) checkReserved() error {
 		return fmt.Errorf("%w: malformed %s marker", ErrCorrupt, r.Type)
 	}
 	var err error
-	what := ""
+	var what string
 	switch r.Type {
 	case TypePoint:
 		var p PointInfo

@@ -126,3 +126,34 @@ func TestRotAtTail(t *testing.T) {
 		}
 	}
 }
+
+// TestRecordOfLaterRelease: a whole record that this release does not know is
+// neither damage nor the end of the log: the folder is left as it is.
+func TestRecordOfLaterRelease(t *testing.T) {
+	f, sp, at := damagedSpool(t, 1)
+	if err := sp.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f = f.Crash()
+	name := "/" + at[5].file
+	b, err := f.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := decodeHeader(b[:headerBytes])
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := epoch.Record{Type: 77, Lineage: h.Lineage, Session: h.Session, LSN: 5, Payload: make([]byte, at[5].size-epoch.HeaderSize)}
+	rec.Seal()
+	copy(b[at[5].off:], rec.AppendStored(nil, epoch.CodecRaw, rec.Payload, h.seed()))
+	f.WriteFile(name, b)
+	o := small(f, "/")
+	o.MaxBytes *= 2
+	if _, _, err := Open(o, 0); !errors.Is(err, epoch.ErrUnsupported) || errors.Is(err, ErrCorrupt) {
+		t.Errorf("opened: %v", err)
+	}
+	if now, err := f.ReadFile(name); err != nil || string(now) != string(b) {
+		t.Errorf("the segment was changed: %v", err)
+	}
+}
