@@ -114,18 +114,14 @@ func (a *acceptor) groupFor(p replica.Peer, req wire.AttachRequest) (*group, err
 	return g, nil
 }
 
-// roomFor checks that images and spool of a new replica have space, should
-// the images be written full.
-func (d *Daemon) roomFor(m wire.Manifest) error {
-	need := d.limits(m.Name).SpoolBytes
-	for _, disk := range m.Disks {
-		need += disk.Size
-	}
-	return images.CheckSpace(d.fs, d.cfg.StateDir, need)
-}
-
-// newReplica makes and starts a group whose name is taken. A failure leaves nothing.
+// newReplica makes and starts a group whose name is taken. A failure leaves
+// nothing. One at a time: they share bounds and space.
 func (d *Daemon) newReplica(m wire.Manifest, site string) (*group, error) {
+	d.making.Lock()
+	defer d.making.Unlock()
+	if err := d.checkCount(site); err != nil {
+		return nil, wire.Errorf(wire.CodeConflict, "%v", err)
+	}
 	if err := d.roomFor(m); err != nil {
 		return nil, wire.Errorf(wire.CodeNoSpace, "no space for images and spool at site %s: %v", d.cfg.Site, err)
 	}
@@ -317,6 +313,9 @@ func (a *acceptor) check(ctx context.Context, p replica.Peer, req wire.CheckRequ
 	case g != nil && g.snapshot().ID != m.ID:
 		resp.Problems = append(resp.Problems, fmt.Sprintf("it has another group named %s: remove that first", m.Name))
 	case g == nil: // one that is there already has its space
+		if err := a.d.checkCount(p.Site()); err != nil {
+			resp.Problems = append(resp.Problems, err.Error())
+		}
 		if err := a.d.roomFor(m); err != nil {
 			resp.Problems = append(resp.Problems, fmt.Sprintf("no space for images and spool at site %s: %v", a.d.cfg.Site, err))
 		}

@@ -157,9 +157,12 @@ func (d *Daemon) describe(req control.ProtectRequest, chosen []qmp.Disk) *groupF
 
 // checkHere looks for what stands in the way at this site.
 func (d *Daemon) checkHere(f *groupFile) error {
+	if err := d.checkCount(""); err != nil {
+		return refused(err.Error(), "end one that is of no more use: kagami unprotect")
+	}
 	var need int64
 	for _, disk := range f.Disks {
-		need += disk.Size
+		need = addBytes(need, disk.Size)
 		if disk.Size <= 0 || disk.Size > maxDiskBytes {
 			return refused(fmt.Sprintf("disk %s of %s has %d bytes", disk.Name, f.VM, disk.Size), "leave it out: --disk names the disks to protect")
 		}
@@ -170,7 +173,7 @@ func (d *Daemon) checkHere(f *groupFile) error {
 	if err := unix.Access(d.cfg.RunDir, unix.W_OK|unix.X_OK); err != nil {
 		return refused(fmt.Sprintf("the folder of the sockets, %s, cannot be written: %v", d.cfg.RunDir, err), "make it writable for the daemon, or choose another run_dir")
 	}
-	if err := images.CheckSpace(d.fs, d.cfg.StateDir, need); err != nil {
+	if err := d.checkRoom(need); err != nil {
 		return failure("no-space", fmt.Sprintf("no space for the images of %s: %v", f.VM, err), "make room, or move state_dir to a larger file system")
 	}
 	return nil
