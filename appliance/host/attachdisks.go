@@ -121,13 +121,29 @@ func (d *Daemon) attachFrom(ctx context.Context, g *group, disks []diskFile, hoo
 	}
 	err = hv.Attach(ctx, qmp.AttachSpec{VM: g.snapshot().VM, Target: disk.Name, Socket: disk.Socket, Export: disk.Name,
 		Size: disk.Size, ReconnectDelay: d.limits(g.name).ReconnectDelay, BeforeCancel: hooks.giveUp,
-		BeforePivot: func(ctx context.Context) error { return d.attachFrom(ctx, g, disks[1:], hooks, emit) }}, progress)
+		BeforePivot: func(ctx context.Context) error {
+			if err := d.attachFrom(ctx, g, disks[1:], hooks, emit); err != nil {
+				return err
+			}
+			return g.pivots(disk.Slot)
+		}}, progress)
 	if err != nil && d.isAttached(g, disk.Name) { // it runs from the export, which is what counts
 		say(emit, "warning", "disk %s: %v", disk.Name, err)
 		g.alarm(untreated(disk.Name), fmt.Sprintf("disk %s of VM %s: %v", disk.Name, g.domainName(), err))
 		return nil
 	}
 	return err
+}
+
+// pivots notes that a disk may run from its image from now on: durable before
+// the pivot, since a power loss can take the new definition away and not what
+// the guest has written by then.
+func (g *group) pivots(slot uint32) error {
+	return g.update(func(f *groupFile) {
+		for i := range f.Disks {
+			f.Disks[i].Pivoted = f.Disks[i].Pivoted || f.Disks[i].Slot == slot
+		}
+	})
 }
 
 // isAttached reports that the VM is known to have the disk from here.

@@ -93,6 +93,7 @@ type diskFile struct {
 	Declared  bool       `json:"declared"`           // by the config file; belongs to no VM
 	Kept      string     `json:"kept,omitempty"`     // the VM's old file, left as it was
 	KeptXML   string     `json:"kept_xml,omitempty"` // the disk element it replaced
+	Pivoted   bool       `json:"pivoted,omitempty"`  // the VM may run, or have run, from the image; durable before it can
 }
 
 // cleanMark binds a clean stop to the images as they were then.

@@ -302,6 +302,10 @@ func (d *Daemon) checkReach(ctx context.Context, f *groupFile) error {
 // last; then they are served.
 func (d *Daemon) makeSource(g *group) (*source, error) {
 	f := g.snapshot()
+	// State without a group file is debris of a removal that was broken off.
+	if err := removeTree(d.fs, g.dir); err != nil { // durable with the group file
+		return nil, fmt.Errorf("remove what is left of an earlier group %s: %w", g.name, err)
+	}
 	for _, dir := range []string{g.dir, d.imageDir(g.name)} {
 		if err := d.fs.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make folder: %w", err)

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -61,4 +62,65 @@ func protectOverRemains(t *testing.T, gone string) {
 	if xml := string(readFile(t, state+"/domain.xml")); !strings.Contains(xml, testUUID) {
 		t.Errorf("the VM's definition is %q", xml)
 	}
+}
+
+// TestSourceIgnoresRemains: the same at the source, whose active log names the
+// group that it belonged to.
+func TestSourceIgnoresRemains(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	log := readFile(t, p.main.path("state", "groups", testVM, "active.log"))
+	must(t, p.main.unprotect(control.UnprotectRequest{VM: testVM}))
+	await(t, "the group to be gone", func() bool { return p.main.group(testVM).Name == "" && p.dr.group(testVM).Name == "" })
+	must(t, os.MkdirAll(p.main.path("state", "groups", testVM), 0o700))
+	must(t, os.WriteFile(p.main.path("state", "groups", testVM, "active.log"), log, 0o600))
+	p.main.mustProtect(testVM)
+	sameAtReplica(t, p, vm)
+}
+
+// TestPivotLost: the power fails between a pivot and the change of the VM's
+// definition. The VM comes back on its old file, but what the guest wrote last
+// is in the image only, which is kept.
+func TestPivotLost(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	d := vm.disk("vda")
+	was := d.definition()
+	moved := make(chan struct{})
+	p.main.host.setFault(func(_ context.Context, step string) error {
+		if step == "attach vda moved" {
+			close(moved)
+			<-p.main.conn.died
+		}
+		return nil
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- p.main.protect(context.Background(), control.ProtectRequest{VM: testVM, To: "dr"}) }()
+	<-moved
+	must(t, d.write([]byte("written after the pivot"), 0))
+	p.main.kill()
+	if err := <-ended; err == nil {
+		t.Error("the command was told of a success")
+	}
+	vm.destroy()
+	d.mu.Lock()
+	d.def = was
+	d.mu.Unlock()
+	p.main.host.setFault(nil)
+	p.start(p.main, p.dr)
+	await(t, "protect to be taken back", func() bool { return p.main.group(testVM).Name == "" && p.dr.group(testVM).Name == "" })
+	kept := p.main.keptImages()
+	if len(kept) != 1 {
+		t.Fatalf("images kept: %v of %v", kept, p.main.traces())
+	}
+	if b := readFile(t, p.main.path(kept[0])); !strings.HasPrefix(string(b), "written after the pivot") {
+		t.Error("the image that was kept lacks what the guest wrote last")
+	}
+	if !strings.Contains(p.main.log.String(), "may have run from kagami") {
+		t.Error("nobody was told")
+	}
+	must(t, vm.start())
+	p.main.mustProtect(testVM)
+	sameAtReplica(t, p, vm)
 }

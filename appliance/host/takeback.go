@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,14 +28,30 @@ func (d *Daemon) takeBack(g *group, src *source, cause error, emit func(control.
 		}
 		return cause
 	}
-	if err := d.undo(g, ending{purge: true, tell: src.asked.Load()}, emit); err != nil {
+	if err := d.undo(g, ending{purge: true, tell: src.asked.Load()}, d.runsOn(g), emit); err != nil {
 		return d.halfDone(g, cause, err)
 	}
 	return cause
 }
 
+// runsOn tells whether the group's VM has run without a break, as far as can be
+// seen: then what it runs from is what it ever ran from.
+func (d *Daemon) runsOn(g *group) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), undoPatience)
+	defer cancel()
+	hv, err := d.virt()
+	if err != nil {
+		return false
+	}
+	st, err := hv.State(ctx, g.domainName())
+	return err == nil && st.Active()
+}
+
 // undo moves what runs from the exports back to plain files and ends the group.
-func (d *Daemon) undo(g *group, how ending, emit func(control.Event)) error {
+// ranOn: the VM has run on since protect began. If not, a disk that is not
+// attached may have been, and its image may hold what no other file does: it is
+// put aside, not removed.
+func (d *Daemon) undo(g *group, how ending, ranOn bool, emit func(control.Event)) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoPatience)
 	defer cancel()
 	if err := g.cancelCopies(ctx); err != nil {
@@ -43,17 +61,45 @@ func (d *Daemon) undo(g *group, how ending, emit func(control.Event)) error {
 	if err != nil {
 		return err
 	}
-	if len(moved) == 0 {
-		return d.end(g, how, emit)
+	if len(moved) > 0 {
+		files, err := g.filesFor(nil)
+		if err != nil {
+			return err
+		}
+		if err := d.detachDisks(d.ctx, g, files, emit); err != nil {
+			return err
+		}
 	}
-	files, err := g.filesFor(nil)
-	if err != nil {
-		return err
-	}
-	if err := d.detachDisks(d.ctx, g, files, emit); err != nil {
-		return err
+	if !ranOn {
+		if err := g.saveImages(moved, emit); err != nil {
+			return err
+		}
 	}
 	return d.end(g, how, emit)
+}
+
+// saveImages puts the images of disks aside that may have pivoted and were not
+// moved back.
+func (g *group) saveImages(moved []string, emit func(control.Event)) error {
+	for _, disk := range g.snapshot().Disks {
+		if !disk.Pivoted || slices.Contains(moved, disk.Name) {
+			continue
+		}
+		aside, err := g.d.moveAside(disk.Image)
+		if err != nil {
+			return err
+		}
+		if aside == "" {
+			continue
+		}
+		if err := g.d.fs.SyncDir(filepath.Dir(aside)); err != nil {
+			return fmt.Errorf("put %s aside: %w", disk.Image, err)
+		}
+		text := fmt.Sprintf("disk %s of %s may have run from kagami for a moment: its image is kept as %s; if %s lacks what the guest wrote last, it is there", disk.Name, g.name, aside, disk.Kept)
+		say(emit, "warning", "%s", text)
+		g.d.log.Warn(text, "group", g.name)
+	}
+	return nil
 }
 
 // halfDone is the end of a protect that could not be undone: the VM goes on,
@@ -93,7 +139,7 @@ func (g *group) settleProtect() error {
 		g.note(fmt.Sprintf("protect was broken off by the daemon's end: taken back (disks that run from kagami: %s)", orNone(moved)))
 		err := g.serveMoved(moved)
 		if err == nil {
-			err = d.undo(g, ending{purge: true, tell: true}, func(ev control.Event) {
+			err = d.undo(g, ending{purge: true, tell: true}, false, func(ev control.Event) {
 				if ev.Total == 0 {
 					g.note(ev.Step + ": " + ev.Message)
 				}
