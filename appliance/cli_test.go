@@ -117,6 +117,7 @@ func site() control.Status {
 			{Name: "far", Address: "far.example:7400", Since: clock.Add(-90 * time.Second), Error: "dial tcp: connection refused"},
 			{Name: "new", Address: "new.example:7400"},
 		},
+		Alarms: []string{"libvirt is not reachable: no such socket"},
 		Groups: []control.Group{
 			{
 				Name: "db", ID: "6a5c0e0e-0000-4000-8000-000000000001", VM: "db", Role: "source", State: "syncing", Since: clock.Add(-75 * time.Second),

@@ -19,6 +19,9 @@ func statusText(st control.Status, wide bool, now time.Time) string {
 	if len(st.Peers) == 0 {
 		b.WriteString("no peers\n")
 	}
+	for _, al := range st.Alarms {
+		fmt.Fprintf(&b, "! %s\n", al)
+	}
 	b.WriteString("\n")
 	if len(st.Groups) == 0 {
 		b.WriteString("no groups; kagami protect VM --to PEER makes one\n")

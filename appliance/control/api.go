@@ -102,6 +102,7 @@ type Status struct {
 	Version string    `json:"version"`
 	Since   time.Time `json:"since"`
 	Peers   []Peer    `json:"peers"`
+	Alarms  []string  `json:"alarms,omitempty"` // of the site as a whole
 	Groups  []Group   `json:"groups"`
 }
 

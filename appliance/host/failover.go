@@ -52,11 +52,17 @@ func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit
 		}
 	}
 	if err := d.bringUp(ctx, g, req, emit); err != nil {
+		g.brokenOff(text(err))
 		err = because(err, "%s is promoted here, its failover has not ended", g.name)
 		return control.FailoverReport{}, explained(err, "put that right, then run kagami failover "+g.name+" again: it goes on where it stopped")
 	}
 	rep, err := g.finishFailover(began, emit)
 	return rep, explained(err, "put that right, then run kagami failover "+g.name+" again")
+}
+
+// brokenOff raises the alarm that a failover has not ended.
+func (g *group) brokenOff(why string) {
+	g.alarm("failover", fmt.Sprintf("the failover was broken off (%s): run kagami failover %s again", why, g.name))
 }
 
 // checkFailover is step 1.

@@ -190,12 +190,13 @@ func (g *group) start() error {
 		return nil
 	case f.Fenced != "": // serves nothing
 		g.alarm(fencedAlarm, f.Fenced)
+		g.keepSuperseded()
 		return nil
 	case f.Role == RoleReplica:
 		return g.startReplica(false)
 	case f.Role == RolePromoted:
 		if f.Phase != "" && f.Phase != Unprotecting {
-			g.alarm("failover", "the failover was broken off: run kagami failover "+g.name+" again")
+			g.brokenOff("the daemon ended")
 		}
 		return g.startPromoted()
 	case f.Phase == Protecting:

@@ -73,8 +73,14 @@ func (d *Daemon) connectHypervisor(ctx context.Context) {
 		return
 	}
 	hv, err := d.dial(ctx)
-	if err != nil {
+	d.mu.Lock()
+	known := d.hvErr
+	d.mu.Unlock()
+	switch { // it is tried again and again; only what is new is said
+	case err != nil && (known == nil || known.Error() != err.Error()):
 		d.log.Warn("connect to libvirt", "error", err)
+	case err == nil && known != nil:
+		d.log.Info("libvirt is reachable again")
 	}
 	if old := d.setVirt(hv, err); old != nil {
 		if err := old.Close(); err != nil {
@@ -103,16 +109,17 @@ func (d *Daemon) watchHypervisor(ctx context.Context) {
 	}
 	d.wg.Go(func() {
 		for {
-			hv, err := d.virt()
-			if err == nil {
+			if hv, err := d.virt(); err == nil {
 				err = d.superviseVMs(ctx, hv)
+				if ctx.Err() == nil {
+					d.log.Warn("libvirt", "error", err)
+				}
 			}
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(virtRetry):
 			}
-			d.log.Warn("libvirt", "error", err)
 			d.connectHypervisor(ctx)
 		}
 	})

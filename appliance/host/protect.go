@@ -2,7 +2,9 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -355,7 +357,7 @@ func (g *group) shipXML(ctx context.Context, xml string) error {
 }
 
 // keepOld locks the files that the VM ran from before, so that nobody starts a
-// second VM on them unawares.
+// second VM on them unawares. One that cannot be locked is an alarm.
 func (g *group) keepOld() {
 	for _, disk := range g.snapshot().Disks {
 		if !filepath.IsAbs(disk.Kept) || g.keeps(disk.Kept) {
@@ -366,11 +368,34 @@ func (g *group) keepOld() {
 		}
 		img, err := images.OpenImage(g.d.fs, disk.Kept, images.Want{})
 		if err != nil {
-			g.note(fmt.Sprintf("old file %s cannot be locked: %v", disk.Kept, err))
+			g.alarm(unlocked(disk.Kept), fmt.Sprintf("the old file %s of disk %s cannot be locked (%v): see to it that no VM is started from it", disk.Kept, disk.Name, err))
+			continue
+		}
+		g.alarm(unlocked(disk.Kept), "")
+		g.mu.Lock()
+		g.kept = append(g.kept, img)
+		g.mu.Unlock()
+	}
+}
+
+// unlocked is the kind of the alarm about a file that must not be used and
+// could not be locked.
+func unlocked(file string) string { return "unlocked " + file }
+
+// keepSuperseded locks what a fenced source must not be run from: the VM's old
+// files and its images, which another site has taken over.
+func (g *group) keepSuperseded() {
+	g.keepOld()
+	for _, disk := range g.snapshot().Disks {
+		img, err := images.OpenImage(g.d.fs, disk.Image, images.Want{})
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			g.alarm(unlocked(disk.Image), fmt.Sprintf("the superseded image %s of disk %s cannot be locked (%v): see to it that nothing uses it", disk.Image, disk.Name, err))
 			continue
 		}
 		g.mu.Lock()
-		g.kept = append(g.kept, img)
+		g.images[disk.Slot] = img
 		g.mu.Unlock()
 	}
 }

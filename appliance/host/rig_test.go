@@ -53,7 +53,8 @@ type site struct {
 	libvirtOff bool
 	emulation  string // libvirt.emulation; "": qemu
 	mu         sync.Mutex
-	dialErr    error // what connecting to libvirt ends with
+	dialErr    error         // what connecting to libvirt ends with
+	dialled    chan struct{} // told of attempts that failed
 }
 
 // testLimits make daemons that do everything soon.
@@ -101,7 +102,7 @@ func newSite(t *testing.T, dir, name string) *site {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	defer l.Close()
-	s := &site{t: t, name: name, dir: filepath.Join(dir, name), address: l.Addr().String(), host: newFakeHost(), log: &logBuffer{}}
+	s := &site{t: t, name: name, dir: filepath.Join(dir, name), address: l.Addr().String(), host: newFakeHost(), log: &logBuffer{}, dialled: make(chan struct{}, 16)}
 	s.setRunDir("run")
 	must(t, os.MkdirAll(s.path("disks"), 0o755))
 	return s
@@ -181,6 +182,10 @@ func (s *site) daemon(peer *site) *Daemon {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			if s.dialErr != nil {
+				select {
+				case s.dialled <- struct{}{}:
+				default:
+				}
 				return nil, s.dialErr
 			}
 			return c, nil

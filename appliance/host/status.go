@@ -13,12 +13,23 @@ import (
 
 // Status is everything this site knows.
 func (d *Daemon) Status(context.Context) (control.Status, error) {
-	st := control.Status{Site: d.cfg.Site, Version: d.release, Since: d.started, Peers: d.peerStatus(), Groups: []control.Group{}}
+	st := control.Status{Site: d.cfg.Site, Version: d.release, Since: d.started, Peers: d.peerStatus(), Alarms: d.alarms(), Groups: []control.Group{}}
 	for _, g := range d.snapshot() {
 		st.Groups = append(st.Groups, g.status())
 	}
 	slices.SortFunc(st.Groups, func(a, b control.Group) int { return cmp.Compare(a.Name, b.Name) })
 	return st, nil
+}
+
+// alarms are those of the site as a whole.
+func (d *Daemon) alarms() []string {
+	if d.dial == nil {
+		return nil
+	}
+	if _, err := d.virt(); err != nil {
+		return []string{text(err) + ": VMs are neither treated nor started"}
+	}
+	return nil
 }
 
 func (d *Daemon) peerStatus() []control.Peer {
