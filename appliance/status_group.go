@@ -64,6 +64,10 @@ func protectedText(g control.Group) string {
 	switch {
 	case g.Protected:
 		return "yes"
+	case g.Role == "promoted":
+		return "NO: it serves without a replica since the failover"
+	case g.State == "fenced":
+		return "NO: another site has taken over"
 	case g.Peer == "":
 		return "NO: no other site has a copy"
 	case !g.Complete:

@@ -78,6 +78,7 @@ func (a *acceptor) Attach(_ context.Context, p replica.Peer, req wire.AttachRequ
 	if err != nil {
 		return nil, none, err
 	}
+	g.setStopped(epoch.Pos{})
 	g.input(SourceCame, "site "+p.Site())
 	return rep, resp, nil
 }
@@ -212,6 +213,12 @@ func (a *acceptor) Call(ctx context.Context, p replica.Peer, method string, para
 			return nil, err
 		}
 		return nil, a.remove(p, req)
+	case wire.MethodStop:
+		var req wire.StopRequest
+		if err := wire.DecodeJSON(params, &req); err != nil {
+			return nil, err
+		}
+		return nil, a.stops(p, req)
 	case wire.MethodDomain:
 		var req wire.DomainRequest
 		if err := wire.DecodeJSON(params, &req); err != nil {
@@ -299,6 +306,17 @@ func (a *acceptor) storeDomain(g *group, p replica.Peer, xml string) error {
 	return nil
 }
 
+// stops notes that a source stops with nothing that this site lacks. It is not
+// durable: forgotten, it makes the RPO of a failover look larger than it is.
+func (a *acceptor) stops(p replica.Peer, req wire.StopRequest) error {
+	g, err := a.owned(p, req.Group)
+	if err != nil {
+		return err
+	}
+	g.setStopped(req.Pos)
+	return nil
+}
+
 // check tells whether this site could take a group and boot its VM.
 func (a *acceptor) check(ctx context.Context, p replica.Peer, req wire.CheckRequest) (wire.CheckResponse, error) {
 	var resp wire.CheckResponse
@@ -311,7 +329,7 @@ func (a *acceptor) check(ctx context.Context, p replica.Peer, req wire.CheckRequ
 	}
 	switch g := a.d.find(m.Name); {
 	case g != nil && g.snapshot().ID != m.ID:
-		resp.Problems = append(resp.Problems, fmt.Sprintf("it has another group named %s: remove that first", m.Name))
+		resp.Problems = append(resp.Problems, fmt.Sprintf("it has another group named %s: kagami forget %s there gives it up", m.Name, m.Name))
 	case g == nil: // one that is there already has its space
 		if err := a.d.checkCount(p.Site()); err != nil {
 			resp.Problems = append(resp.Problems, err.Error())

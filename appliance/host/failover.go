@@ -56,7 +56,7 @@ func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit
 		err = because(err, "%s is promoted here, its failover has not ended", g.name)
 		return control.FailoverReport{}, explained(err, "put that right, then run kagami failover "+g.name+" again: it goes on where it stopped")
 	}
-	rep, err := g.finishFailover(began, emit)
+	rep, err := g.finishFailover(req, emit)
 	return rep, explained(err, "put that right, then run kagami failover "+g.name+" again")
 }
 
@@ -69,6 +69,8 @@ func (g *group) brokenOff(why string) {
 func (d *Daemon) checkFailover(ctx context.Context, g *group, req control.FailoverRequest) error {
 	f := g.snapshot()
 	switch {
+	case f.Role == RoleSource && f.Fenced != "":
+		return refused(fmt.Sprintf("%s was failed over to site %s; what is here is superseded", g.name, f.Peer), "see kagami status "+g.name+" at site "+f.Peer)
 	case f.Role == RoleSource:
 		return refused(fmt.Sprintf("site %s is the source of %s", d.cfg.Site, g.name), "run kagami failover at site "+f.Peer)
 	case f.Role == RolePromoted && f.Phase != Recovering && f.Phase != Booting:
@@ -109,10 +111,15 @@ func (g *group) checkReplica(req control.FailoverRequest) error {
 			"bring the source back, it repairs the replica; or use --force to fail over to what there is")
 	}
 	if st.Attached && !req.Force {
-		return refused(fmt.Sprintf("the source of %s at site %s is alive and connected: its VM may be running, and %s would be lost", g.name, g.snapshot().Peer, wouldLose(st)),
+		return refused(g.sourceLives(st),
 			"stop the VM there and wait until status shows everything acknowledged, or use --force to fail over all the same")
 	}
 	return nil
+}
+
+// sourceLives says what a failover beside a live source means.
+func (g *group) sourceLives(st replica.Status) string {
+	return fmt.Sprintf("the source of %s at site %s is alive and connected: its VM may be running, and %s would be lost", g.name, g.snapshot().Peer, wouldLose(st))
 }
 
 // wouldLose says what a failover now would leave behind.
@@ -137,7 +144,10 @@ func (g *group) failoverPreview() control.FailoverReport {
 	if st.Damaged != "" {
 		r.Lost = st.Damaged
 	}
-	if !st.CloseTime.IsZero() {
+	if st.Attached {
+		r.Notes = append(r.Notes, g.sourceLives(st))
+	}
+	if !st.CloseTime.IsZero() && !g.lacksNothing(st) {
 		r.RPOSeconds = time.Since(st.CloseTime).Seconds()
 	}
 	return r
@@ -149,6 +159,7 @@ func (d *Daemon) promote(g *group, began time.Time, emit func(control.Event)) er
 	g.mu.Lock()
 	rep := g.rep
 	g.mu.Unlock()
+	complete := g.lacksNothing(rep.Status())
 	say(emit, "seal", "sealing the stream and applying the last whole epoch")
 	sealed, err := rep.Seal()
 	if err == nil && !sealed.Complete {
@@ -166,7 +177,7 @@ func (d *Daemon) promote(g *group, began time.Time, emit func(control.Event)) er
 		g.note(fmt.Sprintf("while closing the replica: %v", err))
 	}
 	rec := &failoverRecord{AtNs: began.UnixNano(), From: sealed.Pos, CloseNs: sealed.CloseNs, Lost: sealed.Lost}
-	if sealed.CloseNs != 0 {
+	if sealed.CloseNs != 0 && !complete {
 		rec.RPOMs = max(0, began.Sub(time.Unix(0, sealed.CloseNs)).Milliseconds())
 	}
 	// The promotion. Once this returns, the old source is fenced for good.
@@ -382,13 +393,13 @@ func (d *Daemon) runsHere(ctx context.Context, g *group, hv Hypervisor, name str
 }
 
 // finishFailover writes down that the group serves, and reports.
-func (g *group) finishFailover(began time.Time, emit func(control.Event)) (control.FailoverReport, error) {
-	rto := time.Since(began)
+// The RTO is counted from the attempt that promoted, however many it took.
+func (g *group) finishFailover(req control.FailoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
 	err := g.update(func(f *groupFile) {
 		f.Phase = ""
 		if f.Failover != nil {
 			r := *f.Failover
-			r.RTOMs = rto.Milliseconds()
+			r.RTOMs = max(0, time.Since(time.Unix(0, r.AtNs)).Milliseconds())
 			f.Failover = &r
 		}
 	})
@@ -397,7 +408,14 @@ func (g *group) finishFailover(began time.Time, emit func(control.Event)) (contr
 	}
 	g.alarm("failover", "")
 	g.input(Promoted, "failover done")
-	say(emit, "done", "%s runs at site %s", g.name, g.d.cfg.Site)
+	switch f := g.snapshot(); {
+	case f.VM == "":
+		say(emit, "done", "the disks of %s are served at site %s", g.name, g.d.cfg.Site)
+	case req.NoStart:
+		say(emit, "done", "the disks of %s are served at site %s; its VM was not started", g.name, g.d.cfg.Site)
+	default:
+		say(emit, "done", "%s runs at site %s", g.name, g.d.cfg.Site)
+	}
 	return g.snapshot().report(), nil
 }
 

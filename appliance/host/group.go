@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kagami/ext4j/epoch"
 	"kagami/images"
 	"kagami/replica"
 )
@@ -34,6 +35,7 @@ type group struct {
 	sync     syncProgress
 	alarms   map[string]string // by kind
 	resuming bool              // a goroutine is about to resume the VM
+	stopped  epoch.Pos         // replica: where its source stopped cleanly; zero while it runs, or if that is not known
 	shipping bool              // a goroutine ships the VM's definition
 	reship   bool              // and has to do so once more
 	gone     bool              // removed, or about to be: nothing is stored for it any more
@@ -141,6 +143,21 @@ func (g *group) alarm(kind, text string) {
 	}
 	g.alarms[kind] = text
 	g.noteLocked(slog.LevelWarn, "alarm: "+text)
+}
+
+// setStopped notes where a replica's source has stopped cleanly; zero: it runs.
+func (g *group) setStopped(p epoch.Pos) {
+	g.mu.Lock()
+	g.stopped = p
+	g.mu.Unlock()
+}
+
+// lacksNothing tells whether a replica has all that its source ever answered:
+// it stopped cleanly at the position that the replica has.
+func (g *group) lacksNothing(r replica.Status) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !r.Attached && g.stopped != (epoch.Pos{}) && g.stopped.LSN == r.Durable && g.stopped.Lineage == r.Lineage
 }
 
 // fail ends the group's service until the daemon is restarted.

@@ -274,11 +274,37 @@ func (s *source) drain(ctx context.Context) error {
 			return fmt.Errorf("read time of image %s: %w", img.Path(), err)
 		}
 	}
-	return s.g.update(func(f *groupFile) {
+	err = s.g.update(func(f *groupFile) {
 		if f.Complete && f.Fenced == "" {
 			f.Clean = &cleanMark{Pos: pos, Mtime: mtime}
 		}
 	})
+	if err != nil {
+		return err
+	}
+	s.tellStop(ctx, pos)
+	return nil
+}
+
+// stopPatience is how long a stopping source waits for the replica to have
+// heard that nothing is missing.
+const stopPatience = 2 * time.Second
+
+// tellStop lets the replica know that nothing is missing there, which only
+// shows in the RPO of a failover.
+func (s *source) tellStop(ctx context.Context, pos epoch.Pos) {
+	if !s.link.Status().Connected {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
+	sess, err := s.link.Session(ctx)
+	if err == nil {
+		err = sess.Call(ctx, wire.MethodStop, wire.StopRequest{Group: s.g.snapshot().ID, Pos: pos}, nil)
+	}
+	if err != nil {
+		s.g.note(fmt.Sprintf("site %s could not be told that everything is there: %v", s.g.snapshot().Peer, err))
+	}
 }
 
 // stop ends the service: clients are dropped without an answer, so that they

@@ -62,6 +62,9 @@ func (g *group) status() control.Group {
 		st.Sync = g.sync.control()
 	}
 	g.mu.Unlock()
+	if link := g.d.links[f.Peer]; link != nil {
+		st.PeerUp = link.Status().Connected
+	}
 	for _, d := range f.Disks {
 		st.Disks = append(st.Disks, control.Disk{Name: d.Name, Slot: d.Slot, ID: d.ID.String(), Size: d.Size, Image: d.Image, Socket: d.Socket, OldFile: d.Kept})
 	}
@@ -71,7 +74,7 @@ func (g *group) status() control.Group {
 	}
 	switch {
 	case rep != nil:
-		replicaStatus(&st, rep)
+		g.replicaStatus(&st, rep)
 	case src != nil:
 		src.status(&st)
 	}
@@ -98,7 +101,6 @@ func (s *source) status(st *control.Group) {
 	if s.link == nil {
 		return
 	}
-	st.PeerUp = s.link.Status().Connected
 	st.Regions = len(s.log.Regions())
 	if why := s.g.snapshot().Compare; why != "" {
 		st.Alarms = append(st.Alarms, "not protected until both sites have been compared: "+why)
@@ -119,14 +121,14 @@ func (g *group) replicaVouchedFor() bool {
 }
 
 // replicaStatus adds what a replica knows.
-func replicaStatus(st *control.Group, rep *replica.Group) {
+func (g *group) replicaStatus(st *control.Group, rep *replica.Group) {
 	r := rep.Status()
 	st.Complete, st.PeerUp, st.Session = r.Complete, r.Attached, r.Session
 	st.LSN = control.LSN{Assigned: uint64(r.Received), Received: uint64(r.Received), Durable: uint64(r.Durable), Applied: uint64(r.Applied)}
 	st.SpoolBytes, st.SpoolLimit = r.SpoolUsed, r.SpoolMax
 	st.Protected = r.Complete && r.Err == nil && r.Damaged == ""
 	// Nothing open: the source has sent no more than what is durable here.
-	if !r.CloseTime.IsZero() && (!r.Attached || r.Received > r.Durable) {
+	if !r.CloseTime.IsZero() && (!r.Attached || r.Received > r.Durable) && !g.lacksNothing(r) {
 		st.RPOSeconds = max(0, time.Since(r.CloseTime).Seconds())
 	}
 	for _, text := range []string{r.Stalled, r.Damaged, r.Recovery} {

@@ -122,6 +122,7 @@ const (
 	MethodRemove = "remove" // RemoveRequest → nothing
 	MethodCheck  = "check"  // CheckRequest → CheckResponse
 	MethodDomain = "domain" // DomainRequest → nothing
+	MethodStop   = "stop"   // StopRequest → nothing
 )
 
 // Disk describes one disk of a group. Slots are never reused within a group.
@@ -200,6 +201,13 @@ type RemoveRequest struct {
 type DomainRequest struct {
 	Group epoch.UUID `json:"group"`
 	XML   string     `json:"xml"`
+}
+
+// StopRequest tells that the source stops, and that Pos is the last record of
+// its clients: who has that lacks nothing.
+type StopRequest struct {
+	Group epoch.UUID `json:"group"`
+	Pos   epoch.Pos  `json:"pos"`
 }
 
 // CheckRequest asks whether the site could take a group and boot its VM.
