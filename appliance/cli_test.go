@@ -212,7 +212,7 @@ func TestWatch(t *testing.T) {
 	socket := serve(t, &fake{st: site()})
 	for name, tty := range map[string]bool{"lines": false, "terminal": true} {
 		ctx, cancel := context.WithTimeout(t.Context(), 450*time.Millisecond)
-		a := &app{tty: tty, width: 80}
+		a := &app{tty: true, outTTY: tty, width: 80} // messages go to a terminal in any case
 		r := kagamiWith(ctx, t, a, "status", "--watch", "--interval", "100ms", "--socket", socket)
 		cancel()
 		if n := strings.Count(r.out, "site primary"); r.code != 0 || n < 2 {

@@ -46,10 +46,13 @@ func span(d time.Duration) string {
 // seconds makes a duration of a number of seconds, as JSON has it.
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// count writes a number of things: 1 disk, 2 disks.
+// count writes a number of things: 1 disk, 2 disks, 3 flushes.
 func count(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
+	}
+	if strings.HasSuffix(thing, "sh") {
+		thing += "e"
 	}
 	return fmt.Sprintf("%d %ss", n, thing)
 }

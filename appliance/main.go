@@ -26,6 +26,7 @@ import (
 type app struct {
 	out, err io.Writer
 	tty      bool // err is a terminal: draw bars
+	outTTY   bool // out is one: clear it between two tables
 	width    int  // of the terminal, in columns
 	now      func() time.Time
 	environ  []string
@@ -42,6 +43,7 @@ func main() {
 			a.width = w
 		}
 	}
+	a.outTTY = term.IsTerminal(int(os.Stdout.Fd()))
 	// The first signal ends the command in an orderly way, the second at once.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)

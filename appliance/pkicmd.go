@@ -69,8 +69,9 @@ func (a *app) pkiIssueCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "issue SITE", Short: "Make the certificate of another site",
 		Long: `Make a bundle for another site: ca.crt, site.crt and site.key, as a tar archive if
-the name ends in .tar, else as a folder. The other site may replicate every group,
-or only those named with --group. Run for this site's own name it renews its
+the name ends in .tar, else as a folder. That site may ship every group to others,
+or only those named with --group; what others ship to it, their own certificates
+say. Run for this site's own name it renews its
 certificate.`,
 		Example: "  kagami pki issue dr\n  kagami pki issue dr --group web --group db --out /root/dr.tar",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.peerNames,
@@ -92,7 +93,7 @@ certificate.`,
 	}
 	cmd.Flags().StringVar(&dir, "dir", defaultPKI, "folder with the CA")
 	cmd.Flags().StringVar(&out, "out", "", "archive (.tar) or folder to write (default SITE.tar)")
-	cmd.Flags().StringSliceVar(&groups, "group", []string{pki.AllGroups}, "group the site may replicate; may be repeated; * for all")
+	cmd.Flags().StringSliceVar(&groups, "group", []string{pki.AllGroups}, "group the site may ship; may be repeated; * for all")
 	cmd.Flags().IntVar(&days, "days", int(pki.SiteLifetime/(24*time.Hour)), "days until the certificate ends")
 	cmd.Flags().BoolVar(&force, "force", false, "replace a bundle that exists")
 	return cmd

@@ -113,7 +113,7 @@ func (a *app) watch(ctx context.Context, c *control.Client, vm string, f statusF
 	tick := time.NewTicker(f.every)
 	defer tick.Stop()
 	for {
-		if a.tty && !f.json {
+		if a.outTTY && !f.json {
 			a.printf("\x1b[H\x1b[2J")
 		}
 		st, err := a.ask(ctx, c, vm)
@@ -136,7 +136,7 @@ func (a *app) watch(ctx context.Context, c *control.Client, vm string, f statusF
 			return nil
 		case <-tick.C:
 		}
-		if !a.tty && !f.json {
+		if !a.outTTY && !f.json {
 			a.printf("\n")
 		}
 	}

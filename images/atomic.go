@@ -63,10 +63,7 @@ func createFresh(fsys FS, temp string, perm fs.FileMode) (File, error) {
 		}
 		f, err = fsys.Create(temp, perm)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("create %s: %w", temp, err)
-	}
-	return f, nil
+	return f, err
 }
 
 // removeAfter removes temp because of err. That it could not be removed is

@@ -28,7 +28,7 @@ func (b *brokenFS) step(name string) error {
 
 func (b *brokenFS) Create(name string, perm fs.FileMode) (File, error) {
 	if err := b.step("create"); err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err} // as the real one
 	}
 	f, err := b.OS.Create(name, perm)
 	if err != nil {

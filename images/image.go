@@ -47,7 +47,7 @@ type Image struct {
 func OpenImage(fsys FS, path string, want Want) (*Image, error) {
 	f, err := fsys.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("open image: %w", err)
+		return nil, err // it names the file and what was tried
 	}
 	img, err := checkImage(f, path, want)
 	if err != nil {

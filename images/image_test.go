@@ -237,3 +237,22 @@ func TestCheckSpace(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestErrorsNameTheFileOnce: what goes wrong with a file is said of it once.
+func TestErrorsNameTheFileOnce(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.raw")
+	_, missing := OpenImage(OS{}, path, Want{})
+	img, err := CreateImage(OS{}, path, 1<<20, "")
+	must(t, err)
+	defer img.Close()
+	_, inUse := OpenImage(OS{}, path, Want{})
+	_, exists := CreateImage(OS{}, path, 1<<20, "")
+	_, noFolder := CreateImage(OS{}, filepath.Join(dir, "none", "a.raw"), 1<<20, "")
+	noFile := WriteFileAtomic(OS{}, filepath.Join(dir, "none", "a.raw"), nil, 0o600)
+	for _, err := range []error{missing, inUse, exists, noFolder, noFile} {
+		if err == nil || strings.Count(err.Error(), "a.raw") != 1 {
+			t.Errorf("%v", err)
+		}
+	}
+}

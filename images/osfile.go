@@ -184,7 +184,7 @@ func (o *osFile) Lock() error {
 		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
 	})
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("%s: %w", o.f.Name(), ErrLocked)
+		return ErrLocked
 	}
 	return err
 }

@@ -207,6 +207,7 @@ func (p *pair) start(s, peer *site) {
 	await(s.t, "daemon of "+s.name, func() bool {
 		select {
 		case err := <-s.done:
+			s.d = nil
 			s.t.Fatalf("daemon of %s ended: %v", s.name, err)
 		default:
 		}

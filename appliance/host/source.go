@@ -177,7 +177,7 @@ func (s *source) openLog(f *groupFile) error {
 		log, regions, err = activelog.Open(s.g.d.fs, path, o)
 	}
 	if err != nil {
-		return fmt.Errorf("open active log: %w", err)
+		return err
 	}
 	s.log, s.active, s.floor, s.follower = log, ranges(regions), log.Floor(), log.Follower()
 	return nil

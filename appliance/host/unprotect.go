@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"kagami/appliance/control"
 	"kagami/images"
@@ -134,7 +135,7 @@ func (d *Daemon) mustRun(ctx context.Context, g *group) error {
 // filesFor chooses where the disks go: to the files asked for, else where they
 // came from, what lies there now being put aside first.
 func (g *group) filesFor(asked map[string]string) (map[string]string, error) {
-	files, disks := map[string]string{}, g.snapshot().Disks
+	files, disks, homeless := map[string]string{}, g.snapshot().Disks, []string(nil)
 	for _, disk := range disks {
 		file := asked[disk.Name]
 		switch {
@@ -147,7 +148,8 @@ func (g *group) filesFor(asked map[string]string) (map[string]string, error) {
 		case filepath.IsAbs(disk.Kept) && !isDevice(disk.Kept):
 			file = disk.Kept
 		default:
-			return nil, usage(fmt.Sprintf("disk %s of %s did not come from a file", disk.Name, g.name), fmt.Sprintf("name one: kagami unprotect %s --file %s=PATH", g.name, disk.Name))
+			homeless = append(homeless, disk.Name)
+			continue
 		}
 		for other, taken := range files {
 			if taken == file {
@@ -155,6 +157,10 @@ func (g *group) filesFor(asked map[string]string) (map[string]string, error) {
 			}
 		}
 		files[disk.Name] = file
+	}
+	if len(homeless) > 0 {
+		return nil, usage(fmt.Sprintf("disks of %s did not come from a file: %s", g.name, strings.Join(homeless, ", ")),
+			fmt.Sprintf("name one for each: kagami unprotect %s --file %s=PATH", g.name, strings.Join(homeless, "=PATH --file ")))
 	}
 	for _, name := range slices.Sorted(maps.Keys(asked)) {
 		if files[name] == "" {

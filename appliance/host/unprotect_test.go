@@ -246,3 +246,23 @@ func TestUnprotectedReplicaStays(t *testing.T) {
 	p.main.mustProtect(testVM) // and does not stand in the way
 	sameAtReplica(t, p, vm)
 }
+
+// TestUnprotectNamesEveryDisk that needs a file, at once.
+func TestUnprotectNamesEveryDisk(t *testing.T) {
+	p := newPair(t)
+	g := newGroup(p.main.daemon(p.dr), &groupFile{Name: "web", Role: RolePromoted, VM: "web",
+		Disks: []diskFile{{Name: "vda"}, {Name: "vdb"}, {Name: "vdc", Kept: "/srv/c.raw"}}})
+	_, err := g.filesFor(nil)
+	refusedAs(t, err, control.ExitUsage, "disks of web did not come from a file: vda, vdb", "kagami unprotect web --file vda=PATH --file vdb=PATH")
+	_, err = g.filesFor(map[string]string{"vda": "/nowhere/a"})
+	refusedAs(t, err, control.ExitUsage, "did not come from a file: vdb", "--file vdb=PATH")
+}
+
+// TestLeavingInWords: an unprotect and a first protect that was taken back are
+// told apart.
+func TestLeavingInWords(t *testing.T) {
+	f := &groupFile{Name: "web", Peer: "dr"}
+	refusedAs(t, f.leaving(), control.ExitRefused, "web was unprotected, but site dr could not be told yet", "kagami forget web")
+	f.Purge = true
+	refusedAs(t, f.leaving(), control.ExitRefused, "web is not protected, its protect was taken back, but site dr")
+}

@@ -191,7 +191,7 @@ type HashResponse struct {
 	Sums [][]byte `json:"sums"`
 }
 
-// RemoveRequest ends a group at the replica. Its images are kept, renamed, unless Purge.
+// RemoveRequest ends a group at the replica. Its images are kept, under their names, unless Purge.
 type RemoveRequest struct {
 	Group epoch.UUID `json:"group"`
 	Purge bool       `json:"purge"`
