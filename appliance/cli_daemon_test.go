@@ -40,11 +40,20 @@ func daemonFile(t *testing.T, more string) (file, dir string) {
 // edit replaces a part of a file.
 func edit(t *testing.T, file, part, with string) {
 	t.Helper()
-	text, err := os.ReadFile(file)
-	if err != nil || !strings.Contains(string(text), part) {
-		t.Fatalf("no %q in %s: %v", part, file, err)
+	text := read(t, file)
+	if !strings.Contains(text, part) {
+		t.Fatalf("no %q in %s", part, file)
 	}
-	write(t, file, strings.ReplaceAll(string(text), part, with))
+	write(t, file, strings.ReplaceAll(text, part, with))
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // TestDaemonDoesNotStart: each reason in one sentence, with what to do next.

@@ -26,6 +26,9 @@ func TestConfigCommands(t *testing.T) {
 	if r := kagami(t, "config", "init", "--config", file); r.code != control.ExitRefused || !strings.Contains(r.err, "exists and is left as it is") {
 		t.Errorf("init again: %+v", r)
 	}
+	if r := kagami(t, "config", "init", file+"/below/kagami.yaml"); r.code != control.ExitFailed || !strings.Contains(r.err, "\n  next: run it as a user") {
+		t.Errorf("init below a file: %+v", r)
+	}
 	if r := kagami(t, "config", "init", "-"); r.code != 0 || r.out != string(config.Example()) {
 		t.Errorf("init -: %+v", r)
 	}
@@ -71,6 +74,10 @@ func TestConfigCheckLooksAtTheMachine(t *testing.T) {
 	conf("primary", "root")
 	if r := kagami(t, "config", "check", file); r.code != 0 || r.out != file+": ok\n" {
 		t.Errorf("%+v", r)
+	}
+	write(t, file, strings.Replace(read(t, file), "enabled: false", "enabled: false, socket_group: no-such-group", 1))
+	if r := kagami(t, "config", "check", file); r.code != control.ExitUsage || !strings.Contains(r.err, `libvirt.socket_group: "no-such-group": no such group`) {
+		t.Errorf("a group of sockets without libvirt: %+v", r)
 	}
 	conf("dr", "root")
 	if r := kagami(t, "config", "check", file); r.code != control.ExitUsage || !strings.Contains(r.err, "is the certificate of site primary, and this is site dr") {

@@ -116,19 +116,23 @@ by default, - for standard output). A file that exists is not replaced.`,
 				return nil
 			}
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				return fmt.Errorf("make folder for configuration: %w", err)
+				return cannotWrite(fmt.Errorf("make folder for configuration: %w", err))
 			}
 			err := config.WriteExample(path)
 			if errors.Is(err, fs.ErrExist) {
 				return &control.Error{Code: "exists", Message: path + " exists and is left as it is", Hint: "move it away first, or write to another file", Exit: control.ExitRefused}
 			}
 			if err != nil {
-				return err
+				return cannotWrite(err)
 			}
 			a.printf("%s written: fill in site and peers, then run kagami config check\n", path)
 			return nil
 		}),
 	}
+}
+
+func cannotWrite(err error) error {
+	return &control.Error{Code: "failed", Message: err.Error(), Hint: "run it as a user who may write there, or name another file", Exit: control.ExitFailed}
 }
 
 func (a *app) configShowCmd() *cobra.Command {

@@ -67,6 +67,18 @@ func TestMinimalHasAllDefaults(t *testing.T) {
 	}
 }
 
+// TestSocketGroupWithoutLibvirt: there is no group of QEMU by default, but one
+// that is asked for stays.
+func TestSocketGroupWithoutLibvirt(t *testing.T) {
+	for text, want := range map[string]string{
+		"libvirt: {enabled: false}\n": "", "libvirt: {enabled: false, socket_group: kvm}\n": "kvm", "libvirt: {enabled: true}\n": "libvirt-qemu",
+	} {
+		if got := mustParse(t, minimal+text).Libvirt.SocketGroup; got != want {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+}
+
 const full = `
 site: here
 state_dir: /srv/state

@@ -95,6 +95,7 @@ func TestNameTaken(t *testing.T) {
 			p.main.mustProtect(testVM)
 			obstacle()
 			p.main.stop()
+			p.dr.awaitState(testVM, "waiting")
 			_, err = p.dr.failover(control.FailoverRequest{VM: testVM})
 			refusedAs(t, err, control.ExitRefused, append(c.words, "--no-start")...)
 			if g := p.dr.group(testVM); g.Role != "replica" {

@@ -49,6 +49,7 @@ func (d *Daemon) giveUp(ctx context.Context, req control.ForgetRequest, emit fun
 	}
 	d.forget(g)
 	g.note("forgotten")
+	g.sayRemains(emit)
 	say(emit, "done", "site %s knows no group %s any more", d.cfg.Site, g.name)
 	return nil
 }
@@ -93,6 +94,20 @@ func (d *Daemon) mayForget(g *group) (risk string, err error) {
 func (d *Daemon) connected(site string) bool {
 	link := d.links[site]
 	return link != nil && link.Status().Connected
+}
+
+// sayRemains names what a VM leaves that kagami does not touch.
+func (g *group) sayRemains(emit func(control.Event)) {
+	f, vm := g.snapshot(), g.domainName()
+	if vm == "" || f.Role == RoleReplica || f.Phase == Ending {
+		return
+	}
+	for _, disk := range f.Disks {
+		if disk.Kept != "" {
+			say(emit, "forget", "old file of disk %s: %s", disk.Name, disk.Kept)
+		}
+	}
+	say(emit, "warning", "if VM %s is still defined here, its disks are kagami's sockets, which are gone: virsh undefine it, or virsh edit it to run from files", vm)
 }
 
 func (d *Daemon) sayForget(g *group, risk string, emit func(control.Event)) {

@@ -200,6 +200,9 @@ func TestForgetFenced(t *testing.T) {
 	req := control.ForgetRequest{Group: testVM}
 	must(t, p.main.forget(req))
 	p.main.gone(testVM)
+	if log := p.main.log.String(); !strings.Contains(log, "old file of disk vda: "+p.main.path("disks", "vm1-vda.raw")) || !strings.Contains(log, "virsh undefine") {
+		t.Errorf("what remains is not said")
+	}
 	if b := readFile(t, p.main.glob("state/images/vm1/vda.raw.old-*")); string(b[8192:8201]) != "only here" {
 		t.Error("the image is not what it was")
 	}
