@@ -32,10 +32,10 @@ func (d *Daemon) giveUp(ctx context.Context, req control.ForgetRequest, emit fun
 	if d.find(g.name) != g {
 		return notFound(fmt.Sprintf("site %s has no group %s any more", d.cfg.Site, g.name), "kagami status lists the groups of this site")
 	}
-	risk, err := d.mayForget(g)
-	if err != nil {
+	if err := d.inUse(g); err != nil {
 		return err
 	}
+	risk := d.risk(g)
 	if risk != "" && !req.Force {
 		return refused(fmt.Sprintf("%s is not forgotten: %s", g.name, risk), "kagami forget "+g.name+" --force gives it up all the same; what it has here is kept under other names")
 	}
@@ -54,41 +54,49 @@ func (d *Daemon) giveUp(ctx context.Context, req control.ForgetRequest, emit fun
 	return nil
 }
 
-// mayForget refuses to give up a group that is in use. risk says what makes
-// --force necessary; "" when nothing does.
-func (d *Daemon) mayForget(g *group) (risk string, err error) {
+// inUse refuses to give up a group that something uses.
+func (d *Daemon) inUse(g *group) error {
 	f, st := g.snapshot(), g.status()
 	clients := 0
 	for _, disk := range st.Disks {
 		clients += disk.Clients
 	}
 	switch c := d.groupConfig(g.name); {
-	case c != nil && len(c.Disks) > 0:
-		return "", refused("the config file declares "+g.name, fmt.Sprintf("take %s out of groups there, restart the daemon, then run kagami forget %s", g.name, g.name))
+	case c != nil && len(c.Disks) > 0 && f.Role == RoleSource:
+		return refused("the config file declares "+g.name, fmt.Sprintf("take %s out of groups there, restart the daemon, then run kagami forget %s", g.name, g.name))
 	case clients > 0 && f.VM != "":
-		return "", refused(fmt.Sprintf("a VM runs from the disks of %s", g.name), fmt.Sprintf("kagami unprotect %s moves them back to plain files, live", g.name))
+		return refused(fmt.Sprintf("a VM runs from the disks of %s", g.name), fmt.Sprintf("kagami unprotect %s moves them back to plain files, live", g.name))
 	case clients > 0:
-		return "", refused(fmt.Sprintf("the disks of %s are in use", g.name), "stop what is connected to their sockets first")
+		return refused(fmt.Sprintf("the disks of %s are in use", g.name), "stop what is connected to their sockets first")
 	case f.Role == RoleReplica && st.PeerUp:
-		return "", refused(fmt.Sprintf("site %s replicates %s to this site just now", f.Peer, g.name), fmt.Sprintf("end it at site %s: kagami unprotect %s, or kagami forget %s for a declared group", f.Peer, g.name, g.name))
-	case g.broken != nil:
-		return "what its state was cannot be told", nil
-	case f.Phase == Ending:
-		return "", nil // it has no data here
-	case f.Role == RoleReplica:
-		return fmt.Sprintf("it is the copy of what site %s has, and may be the only one", f.Peer), nil
-	case f.Role == RolePromoted:
-		return "it was promoted here and is the only copy", nil
-	case f.Fenced != "" && !d.connected(f.Peer):
-		return fmt.Sprintf("site %s, where it was promoted, is not connected, and this may be the only copy", f.Peer), nil
-	case f.Fenced != "":
-		return "", nil
-	case f.VM != "":
-		return fmt.Sprintf("it protects VM %s, whose disks kagami unprotect would move back to plain files", f.VM), nil
-	case f.Complete:
-		return fmt.Sprintf("site %s has a replica of it, which ends too", f.Peer), nil
+		return refused(fmt.Sprintf("site %s replicates %s to this site just now", f.Peer, g.name), fmt.Sprintf("end it at site %s: kagami unprotect %s, or kagami forget %s for a declared group", f.Peer, g.name, g.name))
 	}
-	return "", nil
+	return nil
+}
+
+// risk says what may be lost with a group, for which --force is wanted; "" when
+// that is nothing.
+func (d *Daemon) risk(g *group) string {
+	f := g.snapshot()
+	switch {
+	case g.broken != nil:
+		return "what its state was cannot be told"
+	case f.Phase == Ending:
+		return "" // it has no data here
+	case f.Role == RoleReplica:
+		return fmt.Sprintf("it is the copy of what site %s has, and may be the only one", f.Peer)
+	case f.Role == RolePromoted:
+		return "it was promoted here and is the only copy"
+	case f.Fenced != "" && !d.connected(f.Peer):
+		return fmt.Sprintf("site %s, where it was promoted, is not connected, and this may be the only copy", f.Peer)
+	case f.Fenced != "":
+		return ""
+	case f.VM != "":
+		return fmt.Sprintf("it protects VM %s, whose disks kagami unprotect would move back to plain files", f.VM)
+	case f.Complete:
+		return fmt.Sprintf("site %s has a replica of it, which ends too", f.Peer)
+	}
+	return ""
 }
 
 func (d *Daemon) connected(site string) bool {

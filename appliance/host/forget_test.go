@@ -264,3 +264,22 @@ func TestForgetLeaving(t *testing.T) {
 	must(t, p.dr.forget(control.ForgetRequest{Group: testVM, Force: true}))
 	p.main.mustProtect(testVM)
 }
+
+// TestForgetUnreadable: a group whose file is damaged can be given up, too.
+func TestForgetUnreadable(t *testing.T) {
+	p := newPair(t)
+	p.main.extra = p.scratch()
+	p.up()
+	p.main.awaitState("scratch", "streaming")
+	p.main.stop()
+	must(t, os.WriteFile(p.main.path("state", "groups", "scratch", "group.json"), []byte("{"), 0o600))
+	p.start(p.main, p.dr)
+	p.main.awaitState("scratch", "failed")
+	refusedAs(t, p.main.forget(control.ForgetRequest{Group: "scratch"}), control.ExitRefused, "cannot be told", "--force")
+	must(t, p.main.forget(control.ForgetRequest{Group: "scratch", Force: true}))
+	p.main.gone("scratch")
+	p.main.glob("state/forgotten/scratch.old-*/group.json")
+	if size := len(readFile(t, p.main.path("disks", "data.raw"))); size != 1<<20 {
+		t.Errorf("the image has %d bytes", size)
+	}
+}
