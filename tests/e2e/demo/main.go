@@ -38,10 +38,9 @@ func run(kagami string, keep, disk bool, limit time.Duration) error {
 	defer stop()
 	ctx, cancel := context.WithTimeout(signals, limit)
 	defer cancel()
-	began := time.Now()
 	sum, err := stage.Story(ctx, stage.StoryOptions{Kagami: path, Out: os.Stdout, FromDisk: disk, Keep: keep})
 	if sum.Checked {
-		fmt.Printf("\n%s  %-46s %.1f s\n", sum.Table(), "the whole story", time.Since(began).Seconds())
+		fmt.Printf("\n%s", sum.Table())
 	}
 	if sum.Stage == nil {
 		return err

@@ -62,7 +62,9 @@ func Story(ctx context.Context, o StoryOptions) (Summary, error) {
 	if o.FromDisk {
 		t.disk = "vda"
 	}
+	began := time.Now()
 	err := t.play()
+	t.sum.Took = time.Since(began)
 	if t.s == nil {
 		return t.sum, err
 	}

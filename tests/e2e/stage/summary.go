@@ -30,13 +30,14 @@ type Summary struct {
 	ShippedBytes   uint64 // on the data connections
 	FSClean        bool   // e2fsck found nothing in the image as the failover left it, before a guest mounted it
 	Steps          []Step
+	Took           time.Duration
 	SourceRestarts int
 }
 
 // Table is the summary for people.
 func (s Summary) Table() string {
 	var b strings.Builder
-	row := func(what, format string, a ...any) { fmt.Fprintf(&b, "  %-46s %s\n", what, fmt.Sprintf(format, a...)) }
+	row := func(what, format string, a ...any) { fmt.Fprintf(&b, "  %-64s %s\n", what, fmt.Sprintf(format, a...)) }
 	row("records acknowledged (append+fsync)", "%d", s.Acked.Append)
 	row("records acknowledged (overwrite+fdatasync)", "%d", s.Acked.Blocks)
 	row("found intact at the replica", "%d + %d", s.Found.Append.Highest, s.Found.Blocks.Highest)
@@ -52,5 +53,6 @@ func (s Summary) Table() string {
 	for _, st := range s.Steps {
 		row(st.Name, "%.1f s", st.Took.Seconds())
 	}
+	row("the whole story", "%.1f s", s.Took.Seconds())
 	return b.String()
 }
