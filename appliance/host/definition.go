@@ -66,7 +66,7 @@ func (g *group) shipNow(ctx context.Context) error {
 	f := g.snapshot()
 	hv, err := g.d.virt()
 	if err != nil {
-		return nil // looked at again when libvirt is back
+		return nil //nolint:nilerr // looked at again when libvirt is back
 	}
 	xml, err := hv.DomainXML(ctx, f.VM)
 	if errors.Is(err, qmp.ErrNoDomain) {
