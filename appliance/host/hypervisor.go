@@ -135,6 +135,9 @@ func (d *Daemon) superviseVMs(ctx context.Context, hv Hypervisor) error {
 	for _, g := range d.snapshot() {
 		d.settle(g)
 		d.tendVM(ctx, g)
+		if g.current() == Streaming { // else at its attach
+			g.reshipDomain()
+		}
 	}
 	again := time.NewTicker(tendAgain)
 	defer again.Stop()
@@ -164,6 +167,7 @@ func (d *Daemon) onEvent(ctx context.Context, ev qmp.Event) {
 	for _, g := range d.snapshot() {
 		if ev.Kind == qmp.EventLost {
 			d.tendVM(ctx, g)
+			g.reshipDomain()
 		} else if g.domainName() == ev.VM {
 			g.note(fmt.Sprintf("VM %s: %v %s", ev.VM, ev.Kind, ev.Reason))
 			d.tendVM(ctx, g)
