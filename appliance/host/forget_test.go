@@ -197,6 +197,7 @@ func TestForgetFenced(t *testing.T) {
 	p.start(p.main, p.dr)
 	p.awaitLinks()
 	p.main.awaitState(testVM, "fenced")
+	refusedAs(t, p.main.protect(t.Context(), control.ProtectRequest{VM: testVM, To: "dr"}), control.ExitRefused, "what a failover to site dr left behind", "kagami forget vm1")
 	req := control.ForgetRequest{Group: testVM}
 	must(t, p.main.forget(req))
 	p.main.gone(testVM)

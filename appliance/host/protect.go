@@ -71,6 +71,9 @@ func isTaken(vm string, g *group) error {
 		return refused("another operation is under way on "+vm, "wait for it; see kagami status")
 	case g.snapshot().Phase == Ending:
 		return g.snapshot().leaving()
+	case g.snapshot().Fenced != "":
+		return refused(fmt.Sprintf("%s is here what a failover to site %s left behind", vm, g.snapshot().Peer),
+			fmt.Sprintf("kagami forget %s puts it aside; then try again", vm))
 	}
 	return refused(fmt.Sprintf("%s is already a group at this site (%s, %s)", vm, g.snapshot().Role, g.current()), "see kagami status "+vm)
 }
