@@ -163,7 +163,7 @@ func (g *Group) recover() error {
 		return errors.Join(fmt.Errorf("open mark of what is being applied: %w", err), mark.Close())
 	}
 	m := mark.Load()
-	sp, rec, err := spool.Open(spool.Options{FS: g.o.FS, Dir: g.o.Dir + "/spool", Group: g.o.ID,
+	sp, rec, err := spool.Open(spool.Options{FS: g.o.FS, Dir: g.o.Dir + "/spool", Group: g.o.ID, Replica: g.o.Replica,
 		SegmentBytes: g.o.Limits.SegmentBytes, MaxBytes: g.o.Limits.SpoolBytes, Inflate: g.o.Codec.Inflate, Ready: g.segmentReady}, m.Pos.LSN)
 	if err != nil {
 		return errors.Join(fmt.Errorf("open spool: %w", err), mark.Close(), redoing.Close())

@@ -31,6 +31,7 @@ func swapReplica(t *testing.T, s *site, vm string) {
 		must(t, m.Store(was))
 		must(t, m.Close())
 	}
+	must(t, os.RemoveAll(dir+"/spool")) // everything in it is applied
 	f.Replica = other.Replica
 	must(t, f.save(images.OS{}, dir))
 	image := f.Disks[0].Image
@@ -60,6 +61,10 @@ func TestReplicaReplaced(t *testing.T) {
 		if restart {
 			p.main.stop()
 		}
+		await(t, "everything to be applied", func() bool {
+			st := p.dr.d.find(testVM).rep.Status()
+			return st.Applied == st.Durable
+		})
 		p.dr.stop()
 		swapReplica(t, p.dr, testVM)
 		p.start(p.dr, p.main)

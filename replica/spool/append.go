@@ -92,7 +92,7 @@ func (sp *Spool) begin(rec *epoch.Record) (*segment, error) {
 	}
 	sp.number++
 	g := &segment{slot: s, end: headerBytes, last: sp.prevLSN(), dirty: true, head: header{
-		Number: sp.number, Group: sp.o.Group, Lineage: rec.Lineage, Session: rec.Session,
+		Number: sp.number, Group: sp.o.Group, Replica: sp.o.Replica, Lineage: rec.Lineage, Session: rec.Session,
 		Incarnation: sp.o.incarnation(), First: rec.LSN, Bytes: s.size,
 		Durable: max(sp.durable.LSN, sp.base), Prev: sp.prevLSN()}}
 	s.stale, s.number = true, sp.number

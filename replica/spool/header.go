@@ -27,6 +27,7 @@ var errNoHeader = errors.New("no valid segment header")
 type header struct {
 	Number      uint64 // 0: the segment is free, written full, and holds nothing
 	Group       epoch.UUID
+	Replica     epoch.UUID
 	Lineage     epoch.UUID // of every record in the segment
 	Session     uint64     // of every record in the segment
 	Incarnation uint64
@@ -58,6 +59,7 @@ func (h *header) encode() []byte {
 	le.PutUint64(b[96:], uint64(h.Bytes))
 	le.PutUint64(b[104:], uint64(h.Durable))
 	le.PutUint64(b[112:], uint64(h.Prev))
+	copy(b[120:], h.Replica[:])
 	sealBlock(b)
 	return b
 }
@@ -83,6 +85,7 @@ func decodeHeader(b []byte) (header, error) {
 		Durable: epoch.LSN(le.Uint64(b[104:])), Prev: epoch.LSN(le.Uint64(b[112:]))}
 	copy(h.Group[:], b[32:48])
 	copy(h.Lineage[:], b[48:64])
+	copy(h.Replica[:], b[120:136])
 	return h, h.check(le.Uint32(b[20:]))
 }
 

@@ -16,7 +16,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-var goldenHeader = header{Number: 7, Group: testGroup, Lineage: epoch.UUID{9}, Session: 3, Incarnation: 0x1122334455667788,
+var goldenHeader = header{Number: 7, Group: testGroup, Replica: testOwner.Replica, Lineage: epoch.UUID{9}, Session: 3, Incarnation: 0x1122334455667788,
 	First: 101, Bytes: 64 << 20, Durable: 90, Prev: 100}
 
 func TestHeaderRoundTrip(t *testing.T) {
@@ -59,7 +59,7 @@ func TestHeaderRefused(t *testing.T) {
 // TestGolden pins the bytes of a segment and of the mark.
 func TestGolden(t *testing.T) {
 	f := fault.NewFS(1)
-	o := Options{FS: f, Dir: "/", Group: testGroup, SegmentBytes: 8192, MaxBytes: 1 << 20, SmallSegments: true, Inline: true,
+	o := Options{FS: f, Dir: "/", Group: testGroup, Replica: testOwner.Replica, SegmentBytes: 8192, MaxBytes: 1 << 20, SmallSegments: true, Inline: true,
 		incarnation: func() uint64 { return 0x1122334455667788 }}
 	sp, _, err := Open(o, 41)
 	if err != nil {

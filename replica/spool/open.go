@@ -154,8 +154,8 @@ func (sp *Spool) openSlot(id int) (*segment, error) {
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case g.head.Group != sp.o.Group:
-		return nil, fmt.Errorf("%w: it belongs to group %s", ErrCorrupt, g.head.Group)
+	case g.head.Group != sp.o.Group || g.head.Replica != sp.o.Replica:
+		return nil, fmt.Errorf("%w: it belongs to replica %s of group %s", ErrCorrupt, g.head.Replica, g.head.Group)
 	}
 	s.ready = s.size == g.head.Bytes
 	s.stale, s.number = true, g.head.Number

@@ -61,7 +61,9 @@ func (sp *Spool) void(s *slot) error {
 	return s.sync()
 }
 
-func (sp *Spool) freeHeader(s *slot) *header { return &header{Group: sp.o.Group, Bytes: s.size} }
+func (sp *Spool) freeHeader(s *slot) *header {
+	return &header{Group: sp.o.Group, Replica: sp.o.Replica, Bytes: s.size}
+}
 
 func slotPath(dir string, id int) string { return path.Join(dir, fmt.Sprintf("%08d.seg", id)) }
 

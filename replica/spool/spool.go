@@ -40,6 +40,9 @@ type Options struct {
 	FS    images.FS
 	Dir   string // made by the caller (images.FS.MkdirAll)
 	Group epoch.UUID
+	// Replica is whose spool it is: segments of another replica are refused, as
+	// those of another group are.
+	Replica epoch.UUID
 	// SegmentBytes is the size of new segments: 0 means DefaultSegmentBytes; at
 	// least MinSegmentBytes, a multiple of 4096. Segments of another size that
 	// are in use stay until they are trimmed.

@@ -271,6 +271,10 @@ func TestRefusedFolder(t *testing.T) {
 	if _, _, err := Open(other, 0); err == nil || !strings.Contains(err.Error(), testGroup.String()) {
 		t.Errorf("other group: %v", err)
 	}
+	other.Group, other.Replica = o.Group, epoch.UUID{8}
+	if _, _, err := Open(other, 0); err == nil || !strings.Contains(err.Error(), "it belongs to replica") {
+		t.Errorf("other replica: %v", err)
+	}
 	h, _, _ := readHeader(bytes.NewReader(before))
 	late := h.encode()
 	late[8] = 2
