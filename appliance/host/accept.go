@@ -331,12 +331,7 @@ func (a *acceptor) check(ctx context.Context, p replica.Peer, req wire.CheckRequ
 	case g != nil && g.snapshot().ID != m.ID:
 		resp.Problems = append(resp.Problems, fmt.Sprintf("it has another group named %s: kagami forget %s there gives it up", m.Name, m.Name))
 	case g == nil: // one that is there already has its space
-		if err := a.d.checkCount(p.Site()); err != nil {
-			resp.Problems = append(resp.Problems, err.Error())
-		}
-		if err := a.d.roomFor(m); err != nil {
-			resp.Problems = append(resp.Problems, fmt.Sprintf("no space for images and spool at site %s: %v", a.d.cfg.Site, err))
-		}
+		resp.Problems = append(resp.Problems, a.d.checkNew(m, p.Site())...)
 	}
 	if len(req.XML) > maxXML {
 		return resp, wire.Errorf(wire.CodeFailed, "the VM's definition has %d bytes, at most %d are taken", len(req.XML), maxXML)

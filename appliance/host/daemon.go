@@ -45,7 +45,7 @@ type Daemon struct {
 	// dial connects to libvirt; nil where it is not enabled.
 	dial func(context.Context) (Hypervisor, error)
 
-	making sync.Mutex // held while a peer's group is made; taken before mu
+	making sync.Mutex // held while a peer's group is made or checked; taken before mu
 
 	mu     sync.Mutex
 	groups map[string]*group // by name

@@ -38,6 +38,20 @@ func (d *Daemon) checkCount(peer string) error {
 	return nil
 }
 
+// checkNew tells what stands in the way of one more replica. One look at a
+// time: a peer may ask often, and all images are looked at.
+func (d *Daemon) checkNew(m wire.Manifest, site string) (problems []string) {
+	d.making.Lock()
+	defer d.making.Unlock()
+	if err := d.checkCount(site); err != nil {
+		problems = append(problems, err.Error())
+	}
+	if err := d.roomFor(m); err != nil {
+		problems = append(problems, fmt.Sprintf("no space for images and spool at site %s: %v", d.cfg.Site, err))
+	}
+	return problems
+}
+
 // roomFor checks that images and spool of a new replica have space, should
 // the images be written full.
 func (d *Daemon) roomFor(m wire.Manifest) error {
