@@ -54,10 +54,11 @@ func TestRequestMeetsFailover(t *testing.T) {
 			p.main.kill()
 			vm.destroy()
 			definition := p.dr.path("state", "groups", testVM, "domain.xml")
-			was := string(readFile(t, definition))
+			var was string
 			mustNotBeFound(t, request(p, &slowPeer{func() {
 				_, err := p.dr.failover(control.FailoverRequest{VM: testVM, NoStart: true, Force: true})
 				must(t, err)
+				was = string(readFile(t, definition))
 			}}))
 			if _, err := os.Stat(p.dr.path("state", "images", testVM, "vda.raw")); err != nil {
 				t.Errorf("the promoted group's image is gone: %v", err)
@@ -88,6 +89,8 @@ func TestDefinitionsOneByOne(t *testing.T) {
 	p := newPair(t).up()
 	p.main.addVM(testVM, "vda")
 	p.main.mustProtect(testVM)
+	p.main.stop() // it ships definitions of its own
+	p.dr.awaitState(testVM, "waiting")
 	id := p.dr.d.find(testVM).snapshot().ID
 	var storing, together atomic.Int32
 	p.dr.fs.set(func() {
