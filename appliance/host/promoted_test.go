@@ -30,6 +30,7 @@ func TestChangesLost(t *testing.T) {
 			sameAtReplica(t, p, vm)
 			p.main.kill()
 			vm.destroy()
+			p.dr.awaitState(testVM, "waiting")
 			_, err := p.dr.failover(control.FailoverRequest{VM: testVM, NoStart: true})
 			must(t, err)
 			must(t, p.dr.d.find(testVM).src.eng.Disk(0).WriteAt([]byte("changed here"), 0, true))
