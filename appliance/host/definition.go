@@ -44,8 +44,15 @@ func (g *group) reshipDomain() {
 func (g *group) shipRounds(ctx context.Context) {
 	for {
 		g.mu.Lock()
+		pause := time.Until(g.shipped.Add(reshipPause))
+		g.mu.Unlock()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		g.mu.Lock()
 		again := g.reship && ctx.Err() == nil
-		g.shipping, g.reship = again, false
+		g.shipping, g.reship, g.shipped = again, false, time.Now()
 		g.mu.Unlock()
 		if !again {
 			return
@@ -53,9 +60,12 @@ func (g *group) shipRounds(ctx context.Context) {
 		if err := g.shipNow(ctx); err != nil && ctx.Err() == nil {
 			g.note(fmt.Sprintf("the definition of VM %s could not be shipped, it is at the next attach: %s", g.snapshot().VM, text(err)))
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(reshipPause):
+		g.mu.Lock()
+		g.shipping = g.reship
+		again = g.reship
+		g.mu.Unlock()
+		if !again {
+			return
 		}
 	}
 }

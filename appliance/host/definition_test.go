@@ -44,6 +44,7 @@ func TestInactiveNetwork(t *testing.T) {
 	p.main.mustProtect(testVM)
 	p.dr.host.setNetwork("prod", qmp.NetworkInactive)
 	p.main.stop()
+	p.dr.awaitState(testVM, "waiting")
 	_, err := p.dr.failover(control.FailoverRequest{VM: testVM})
 	refusedAs(t, err, control.ExitRefused, "not active", "virsh net-start prod")
 	if g := p.dr.group(testVM); g.Role != "replica" {
@@ -122,6 +123,7 @@ func TestEmulationAuto(t *testing.T) {
 			t.Errorf("KVM %v: a warning %v", kvm, warned)
 		}
 		p.main.stop()
+		p.dr.awaitState(testVM, "waiting")
 		_, err := p.dr.failover(control.FailoverRequest{VM: testVM})
 		must(t, err)
 		if vm := p.dr.host.vm(testVM); (vm.kind == "kvm") != kvm {

@@ -38,6 +38,7 @@ type group struct {
 	stopped  epoch.Pos         // replica: where its source stopped cleanly; zero while it runs, or if that is not known
 	shipping bool              // a goroutine ships the VM's definition
 	reship   bool              // and has to do so once more
+	shipped  time.Time         // when it last began to
 	gone     bool              // removed, or about to be: nothing is stored for it any more
 	broken   error             // why the group's file cannot be used; never changes
 }

@@ -347,11 +347,17 @@ func (g *group) shipDomain(ctx context.Context) error {
 }
 
 // shipXML sends a definition to the peer and, once it has it, keeps it here, so
-// that it is known what was shipped.
+// that it is known what was shipped. A group that ends keeps nothing: its folder
+// goes.
 func (g *group) shipXML(ctx context.Context, xml string) error {
 	f := g.snapshot()
 	if err := g.d.callPeer(ctx, f.Peer, wire.MethodDomain, wire.DomainRequest{Group: f.ID, XML: xml}, nil); err != nil {
 		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.file.Phase == Ending {
+		return nil
 	}
 	if err := images.WriteFileAtomic(g.d.fs, g.dir+"/domain.xml", []byte(xml), 0o600); err != nil {
 		return fmt.Errorf("store definition of VM: %w", err)

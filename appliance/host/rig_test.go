@@ -351,6 +351,11 @@ func (s *site) mustProtect(vm string) {
 	if g := s.group(vm); !g.Protected || g.State != "streaming" {
 		s.t.Fatalf("after protect: %+v", g)
 	}
+	await(s.t, "the definition with the exports to be shipped", func() bool {
+		b, err := os.ReadFile(s.path("state", "groups", vm, "domain.xml"))
+		must(s.t, err)
+		return strings.Contains(string(b), ".sock")
+	})
 }
 
 func (s *site) unprotect(req control.UnprotectRequest) error {
