@@ -128,7 +128,8 @@ func reissue(ctx context.Context, t *testing.T, r *rounds.Rig, args ...string) {
 }
 
 // TestTrust: a peer is refused by its certificate, by what that allows, and by
-// the name in it (a daemon takes no certificate of another site); each time the source's status says why, and nothing is protected.
+// the name in it (a daemon takes no certificate of another site); each time the
+// source's status says why, and nothing is protected.
 func TestTrust(t *testing.T) {
 	t.Parallel()
 	pki := func(s *stage.Site) string { return filepath.Join(filepath.Dir(s.Config()), "pki") }
