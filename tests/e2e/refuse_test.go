@@ -65,7 +65,7 @@ func TestFailoverRefusals(t *testing.T) {
 		t.Errorf("after a restart: %+v, %v", g, err)
 	}
 	refuses(ctx, t, r.DR, control.ExitRefused, "was already failed over", "failover", "g")
-	refuses(ctx, t, r.Main, control.ExitRefused, "run kagami failover at site dr", "failover", "g")
+	refuses(ctx, t, r.Main, control.ExitRefused, "was failed over to site dr", "failover", "g")
 	promoted(ctx, t, r, h)
 }
 
