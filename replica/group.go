@@ -67,7 +67,7 @@ type Options struct {
 }
 
 // ErrFenced refuses a source that a promotion has superseded.
-var ErrFenced = errors.New("this source was superseded: the group was promoted here")
+var ErrFenced = errors.New("the group was promoted at the replica's site")
 
 // Group is the replica of one group. All methods are safe for concurrent use.
 type Group struct {
@@ -108,7 +108,7 @@ type Group struct {
 	refused  error  // the present session, for a record that this release does not support
 	stalled  string // why apply makes no progress, in words
 	since    time.Time
-	recovery string
+	recovery string // what is wrong with the spool, in words, until a source has attached
 	counters Counters
 	closing  bool
 	kick     chan struct{} // one token: look whether to apply
@@ -192,9 +192,12 @@ func (g *Group) recover() error {
 	if err != nil {
 		return errors.Join(err, g.closeFiles())
 	}
+	g.recovery = rec.Note
 	if rec.Note != "" {
-		g.recovery = rec.Note
 		g.o.Event("spool recovery: " + rec.Note)
+	}
+	if rec.DroppedRecords > 0 {
+		g.o.Event(fmt.Sprintf("dropped of an epoch that had not ended when the daemon did: records %d to %d", g.expect, g.expect+epoch.LSN(rec.DroppedRecords)-1))
 	}
 	return nil
 }

@@ -230,6 +230,9 @@ func TestNewSessionDropsPartialEpoch(t *testing.T) {
 				s.reopen(restart == "crash")
 				old = nil
 			}
+			if st := s.g.Status(); st.Recovery != "" {
+				t.Errorf("%s: an epoch that nobody was told is durable is an alarm: %s", restart, st.Recovery)
+			}
 			resp := s.mustAttach(2)
 			if resp.Pos.LSN != whole || resp.Pos.Session != 1 || resp.Fresh {
 				t.Fatalf("%s: %+v", restart, resp)
@@ -767,6 +770,13 @@ func TestLostWhileDown(t *testing.T) {
 		s.shut()
 		s.damage(1)
 		s.mustOpen()
+		if st := s.g.Status(); st.Recovery == "" {
+			t.Error("nothing is said of the damage")
+		}
+		s.mustAttach(1)
+		if st := s.g.Status(); st.Recovery != "" || st.Damaged == "" {
+			t.Errorf("the source is back: what was not acknowledged is sent again: %+v", st)
+		}
 		s.reopen(false)
 		s.reopen(true)
 		if resp := s.mustAttach(1); resp.Pos.LSN >= m.next-1 || resp.Damaged == "" {

@@ -40,7 +40,8 @@ func (g *Group) Attach(m wire.Manifest, resync bool, ch *Channel) (wire.AttachRe
 		Fresh: g.fresh, Damaged: g.damaged.Why, Torn: g.damaged.Torn, SpoolBytes: g.o.Limits.SpoolBytes}
 	resp.Pos.Lineage = g.lineage
 	g.channel, g.window = ch, m.Window
-	_ = resync // this release treats both alike: the source decides when the epoch ends
+	g.recovery = "" // what was not acknowledged is sent again; what was, and is lost, is in Damaged
+	_ = resync      // this release treats both alike: the source decides when the epoch ends
 	return resp, nil
 }
 

@@ -26,7 +26,8 @@ type Recovery struct {
 	// Lost, when not 0: records up to this LSN had been durable, and some above
 	// Durable and applied are not there any more.
 	Lost epoch.LSN
-	// Note says in words what was found at the tail; "" when clean.
+	// Note says in words what is wrong with the log; "" when nothing is. A partial
+	// epoch at its end is not: nobody was told that it is durable.
 	Note string
 }
 
@@ -267,9 +268,6 @@ func (g *segment) harden(hint epoch.LSN, tail int64) error {
 func report(heads []header, inLog int, v *logView, applied epoch.LSN) Recovery {
 	r := Recovery{Durable: v.close, LastClose: v.info, Closed: v.closed, DroppedRecords: v.dropped}
 	notes := v.notes
-	if v.dropped > 0 {
-		notes = append(notes, fmt.Sprintf("%d records of an unfinished epoch were dropped", v.dropped))
-	}
 	known := epoch.LSN(0)
 	for _, h := range heads {
 		known = max(known, h.Durable)
