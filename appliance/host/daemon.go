@@ -42,6 +42,8 @@ type Daemon struct {
 
 	// linkPatience is how long a command waits for a peer to be connected.
 	linkPatience time.Duration
+	// tendAgain: see the constant.
+	tendAgain time.Duration
 	// dial connects to libvirt; nil where it is not enabled.
 	dial func(context.Context) (Hypervisor, error)
 
@@ -72,7 +74,7 @@ func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logg
 func newDaemon(cfg *config.Config, release string, fsys images.FS, log *slog.Logger) *Daemon {
 	d := &Daemon{cfg: cfg, release: release, fs: fsys, log: log, started: time.Now(),
 		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, linkPatience: linkPatience,
-		nbdMemory: nbd.NewBudget(nbdMemory)}
+		tendAgain: tendAgain, nbdMemory: nbd.NewBudget(nbdMemory)}
 	if cfg.Libvirt.Enabled {
 		d.dial = func(ctx context.Context) (Hypervisor, error) { return dialLibvirt(ctx, cfg.Libvirt.URI) }
 	}

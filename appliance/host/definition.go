@@ -14,8 +14,9 @@ import (
 // The replica's site keeps the definition of the VM for the day it has to run
 // it. What protect shipped grows old: a network card or a disk that is added
 // later has to be known there, and has to be possible there. So the definition
-// is shipped and checked again whenever libvirt says that it was changed, and
-// at every attach, since the replica's site may have changed instead.
+// is shipped and checked again whenever libvirt says that it was changed, at
+// every attach, since the replica's site may have changed instead, and when it
+// is found to have changed without an event: virsh attach-device --config makes none.
 
 // definitionAlarm is the alarm that the replica's site could not run the VM as
 // it is defined now.
@@ -39,6 +40,31 @@ func (g *group) reshipDomain() {
 	if begin {
 		g.d.wg.Go(func() { g.shipRounds(g.d.ctx) })
 	}
+}
+
+// reshipChanged ships the definition of a VM that is not what was shipped last.
+// While the other site could not run it, it is asked again.
+func (d *Daemon) reshipChanged(ctx context.Context, hv Hypervisor, g *group) {
+	g.mu.Lock()
+	f, refused := g.file, g.alarms[definitionAlarm] != ""
+	mine := g.state == Streaming && f.VM != "" && f.Role == RoleSource && f.Phase == ""
+	g.mu.Unlock()
+	if !mine {
+		return
+	}
+	if !refused {
+		ctx, cancel := context.WithTimeout(ctx, tendPatience)
+		defer cancel()
+		xml, err := hv.DomainXML(ctx, f.VM)
+		if err != nil {
+			return // gone, or looked at again when libvirt is back
+		}
+		was, err := images.ReadFile(d.fs, g.dir+"/domain.xml", maxXML)
+		if err == nil && string(was) == xml {
+			return
+		}
+	}
+	g.reshipDomain()
 }
 
 func (g *group) shipRounds(ctx context.Context) {

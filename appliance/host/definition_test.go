@@ -11,10 +11,15 @@ import (
 
 // setDevices changes the VM's stored definition, as virsh edit does.
 func (s *site) setDevices(vm *fakeVM, devices string) {
-	vm.mu.Lock()
-	vm.devices = devices
-	vm.mu.Unlock()
+	vm.setDevices(devices)
 	s.host.send(qmp.Event{Kind: qmp.EventDefined, VM: vm.name, Reason: "updated"})
+}
+
+// setDevices is a change of which libvirt tells nobody.
+func (vm *fakeVM) setDevices(devices string) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.devices = devices
 }
 
 func (h *fakeHost) setNetwork(name string, st qmp.NetworkState) {
@@ -168,4 +173,24 @@ func TestDefinitionShippedAgain(t *testing.T) {
 	p.main.awaitState(testVM, "streaming")
 	await(t, "the alarm to be over", func() bool { return len(p.main.group(testVM).Alarms) == 0 })
 	await(t, "what was changed meanwhile", shipped("network='prod'"))
+}
+
+// TestDefinitionChangedWithoutEvent: libvirt tells nobody of a change made with
+// --config, nor of a network that is started at the replica's site.
+func TestDefinitionChangedWithoutEvent(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	vm.setDevices(strings.ReplaceAll(prodCard, "prod", "lab"))
+	p.dr.host.setNetwork("lab", qmp.NetworkInactive)
+	await(t, "the alarm", func() bool {
+		g := p.main.group(testVM)
+		return len(g.Alarms) == 1 && strings.Contains(g.Alarms[0], "lab is defined at this site but not active")
+	})
+	b, err := os.ReadFile(p.dr.path("state", "groups", testVM, "domain.xml"))
+	if err != nil || !strings.Contains(string(b), "network='lab'") {
+		t.Errorf("not shipped: %v", err)
+	}
+	p.dr.host.setNetwork("lab", qmp.NetworkReady)
+	await(t, "the alarm to be over", func() bool { return len(p.main.group(testVM).Alarms) == 0 })
 }

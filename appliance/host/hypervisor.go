@@ -139,7 +139,7 @@ func (d *Daemon) superviseVMs(ctx context.Context, hv Hypervisor) error {
 			g.reshipDomain()
 		}
 	}
-	again := time.NewTicker(tendAgain)
+	again := time.NewTicker(d.tendAgain)
 	defer again.Stop()
 	for {
 		select {
@@ -150,6 +150,7 @@ func (d *Daemon) superviseVMs(ctx context.Context, hv Hypervisor) error {
 				if g.untended() {
 					d.tendVM(ctx, g)
 				}
+				d.reshipChanged(ctx, hv, g)
 			}
 		case ev, ok := <-events:
 			if !ok {
@@ -160,7 +161,8 @@ func (d *Daemon) superviseVMs(ctx context.Context, hv Hypervisor) error {
 	}
 }
 
-// tendAgain is how often disks are looked at that could not be treated.
+// tendAgain is how often disks are looked at that could not be treated, and
+// definitions, of whose changes libvirt does not always tell.
 const tendAgain = 30 * time.Second
 
 func (d *Daemon) onEvent(ctx context.Context, ev qmp.Event) {
@@ -169,13 +171,24 @@ func (d *Daemon) onEvent(ctx context.Context, ev qmp.Event) {
 			d.tendVM(ctx, g)
 			g.reshipDomain()
 		} else if g.domainName() == ev.VM {
-			g.note(fmt.Sprintf("VM %s: %v %s", ev.VM, ev.Kind, ev.Reason))
+			g.note(eventText(ev))
 			d.tendVM(ctx, g)
 			if ev.Kind == qmp.EventDefined {
 				g.reshipDomain()
 			}
 		}
 	}
+}
+
+// eventText puts an event of libvirt into words.
+func eventText(ev qmp.Event) string {
+	what := ev.Kind.String()
+	if ev.Kind == qmp.EventDefined && ev.Reason == "updated" {
+		what = "definition changed"
+	} else if ev.Reason != "" && ev.Reason != what && ev.Kind != qmp.EventDefined {
+		what += " (" + ev.Reason + ")"
+	}
+	return fmt.Sprintf("VM %s: %s", ev.VM, what)
 }
 
 // settle ends a protect that was broken off, now that libvirt answers.

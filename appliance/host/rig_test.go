@@ -175,7 +175,7 @@ func (s *site) daemon(peer *site) *Daemon {
 	s.t.Helper()
 	s.fs, s.conn = newMortalFS(), &conn{h: s.host, died: make(chan struct{})}
 	d := newDaemon(s.config(peer), "test", s.fs, slog.New(slog.NewTextHandler(s.log, nil)))
-	d.linkPatience = 3 * time.Second
+	d.linkPatience, d.tendAgain = 3*time.Second, 200*time.Millisecond
 	if d.dial != nil {
 		c := s.conn
 		d.dial = func(context.Context) (Hypervisor, error) {
