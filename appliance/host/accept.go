@@ -108,7 +108,7 @@ func (a *acceptor) groupFor(p replica.Peer, req wire.AttachRequest) (*group, err
 	case f.ID != m.ID:
 		return nil, wire.Errorf(wire.CodeConflict, "site %s has another group named %s: kagami forget %s there gives it up (a declared one is taken out of the config file first)", d.cfg.Site, m.Name, m.Name)
 	case f.Role != RoleReplica:
-		return nil, wire.Errorf(wire.CodeFenced, "group %s was promoted at site %s at %s: this source is superseded", m.Name, d.cfg.Site, f.promotedAt())
+		return nil, wire.Errorf(wire.CodeFenced, "group %s was promoted at site %s at %s", m.Name, d.cfg.Site, f.promotedAt())
 	case !sameDisks(f, m):
 		return nil, wire.Errorf(wire.CodeConflict, "group %s has other disks at site %s", m.Name, d.cfg.Site)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"time"
 
 	"kagami/appliance/control"
@@ -466,7 +465,7 @@ func (d *Daemon) mapDomain(ctx context.Context, g *group) (xml string, err error
 		}
 	}
 	if len(problems) > 0 {
-		return "", refused(fmt.Sprintf("site %s cannot boot %s: %s", d.cfg.Site, g.snapshot().VM, strings.Join(problems, "; ")),
+		return "", refused(fmt.Sprintf("site %s cannot boot %s:%s", d.cfg.Site, g.snapshot().VM, listed(problems)),
 			"put the missing mapping under groups: … domain: of the config file and restart the daemon, or use --no-start")
 	}
 	return out, nil

@@ -50,7 +50,7 @@ func explained(err error, hint string) error {
 	case images.NoSpace(err):
 		return failure("no-space", err.Error(), "make room there; "+hint)
 	case errors.Is(err, context.Canceled):
-		return failure("cancelled", "interrupted: "+err.Error(), hint)
+		return failure("cancelled", "interrupted", strings.TrimPrefix(hint, "put that right, then "))
 	}
 	return failure("failed", err.Error(), hint)
 }
@@ -60,6 +60,14 @@ func because(err error, format string, a ...any) error {
 	e := &control.Error{}
 	errors.As(explained(err, ""), &e)
 	return &control.Error{Code: e.Code, Message: e.Message + "; " + fmt.Sprintf(format, a...), Hint: e.Hint, Exit: e.Exit}
+}
+
+// listed puts one problem on the line of what it ends, more on lines of their own.
+func listed(problems []string) string {
+	if len(problems) == 1 {
+		return " " + problems[0]
+	}
+	return "\n    " + strings.Join(problems, "\n    ")
 }
 
 // text is an error without what to do next, to be part of another one.

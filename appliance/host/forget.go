@@ -64,6 +64,8 @@ func (d *Daemon) inUse(g *group) error {
 	switch c := d.groupConfig(g.name); {
 	case c != nil && len(c.Disks) > 0 && f.Role == RoleSource:
 		return refused("the config file declares "+g.name, fmt.Sprintf("take %s out of groups there, restart the daemon, then run kagami forget %s", g.name, g.name))
+	case clients > 0 && f.VM != "" && f.Fenced != "":
+		return refused(fmt.Sprintf("the superseded VM %s runs here, from the disks of %s", f.VM, g.name), fmt.Sprintf("virsh destroy %s ends it; then run kagami forget %s", f.VM, g.name))
 	case clients > 0 && f.VM != "":
 		return refused(fmt.Sprintf("a VM runs from the disks of %s", g.name), fmt.Sprintf("kagami unprotect %s moves them back to plain files, live", g.name))
 	case clients > 0:

@@ -199,6 +199,11 @@ func TestForgetFenced(t *testing.T) {
 	p.main.awaitState(testVM, "fenced")
 	refusedAs(t, p.main.protect(t.Context(), control.ProtectRequest{VM: testVM, To: "dr"}), control.ExitRefused, "what a failover to site dr left behind", "kagami forget vm1")
 	req := control.ForgetRequest{Group: testVM}
+	old, err := openExport(p.main.path("run", "vm1-vda.sock"), "vda") // somebody started the old VM
+	must(t, err)
+	refusedAs(t, p.main.forget(req), control.ExitRefused, "the superseded VM vm1 runs here", "virsh destroy vm1")
+	must(t, old.Close())
+	await(t, "the old VM to be gone", func() bool { return p.main.group(testVM).Disks[0].Clients == 0 })
 	must(t, p.main.forget(req))
 	p.main.gone(testVM)
 	if log := p.main.log.String(); !strings.Contains(log, "old file of disk vda: "+p.main.path("disks", "vm1-vda.raw")) || !strings.Contains(log, "virsh undefine") {

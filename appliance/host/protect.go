@@ -202,7 +202,7 @@ func (d *Daemon) checkThere(ctx context.Context, f *groupFile, emit func(control
 		say(emit, "warning", "site %s: %s", f.Peer, w)
 	}
 	if len(resp.Problems) > 0 {
-		return refused(fmt.Sprintf("site %s could not take %s: %s", f.Peer, f.VM, strings.Join(resp.Problems, "; ")),
+		return refused(fmt.Sprintf("site %s could not take %s:%s", f.Peer, f.VM, listed(resp.Problems)),
 			fmt.Sprintf("put that right at site %s, then try again; names, networks and files of a VM are mapped under groups: … domain: of its config file, which its daemon reads when it starts", f.Peer))
 	}
 	return nil
