@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -204,6 +205,35 @@ func TestAttachRules(t *testing.T) {
 		}
 		if _, err := s.attach(5); err == nil {
 			t.Error("an older session is let in")
+		}
+	})
+}
+
+// TestSessionWithoutSpace: a full disk keeps a new session out for as long as it
+// is full, and the group lives: what it holds can be failed over meanwhile.
+func TestSessionWithoutSpace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, 1)
+		s.mustOpen()
+		defer s.shut()
+		s.mustAttach(1)
+		m := newStream(1, 1)
+		m.write(0, 0, pattern(4096, 1))
+		last := m.close()
+		s.receive(m.take())
+		synctest.Wait()
+		s.persist = fmt.Errorf("write group file: %w", syscall.ENOSPC)
+		_, err := s.attach(2)
+		if we := (*wire.Error)(nil); !errors.As(err, &we) || we.Code != wire.CodeNoSpace {
+			t.Errorf("a session that cannot be made durable: %v", err)
+		}
+		if sealed, err := s.g.Seal(); err != nil || sealed.Pos.LSN != last || sealed.Pos.Session != 1 {
+			t.Errorf("failover meanwhile: %+v, %v", sealed, err)
+		}
+		s.g.Unseal()
+		s.persist = nil
+		if resp := s.mustAttach(2); resp.Pos.LSN != last || s.session != 2 {
+			t.Errorf("with space again: %+v, session %d is durable", resp, s.session)
 		}
 	})
 }

@@ -85,7 +85,10 @@ func (g *Group) admit(m wire.Manifest) error {
 	case m.Session == session && lineage == m.Lineage:
 		return refused
 	}
-	if err := g.o.Persist(m.Lineage, m.Session); err != nil {
+	if err := g.o.Persist(m.Lineage, m.Session); images.NoSpace(err) {
+		// Nothing of the session was taken: the source tries again.
+		return wire.Errorf(wire.CodeNoSpace, "no space at the replica's site: make session %d durable: %v", m.Session, err)
+	} else if err != nil {
 		return g.fail(fmt.Errorf("make session %d durable: %w", m.Session, err))
 	}
 	g.mu.Lock()

@@ -29,6 +29,7 @@ type site struct {
 	failed  []error
 	codec   *wire.Codec
 	wrap    func(slot uint32, img Image) Image
+	persist error // what makes no session durable
 
 	mu    sync.Mutex
 	acks  []wire.Ack
@@ -87,9 +88,14 @@ func (s *site) open() error {
 	}
 	g, err := Open(Options{FS: s.fs, Dir: siteDir, ID: groupID, Replica: epoch.UUID{3}, Images: imgs, Limits: s.limits, Codec: s.codec,
 		Lineage: s.lineage, Session: s.session, Fresh: s.fresh,
-		Persist: func(l epoch.UUID, n uint64) error { s.lineage, s.session, s.fresh = l, n, false; return nil },
-		Event:   func(text string) { s.mu.Lock(); s.events = append(s.events, text); s.mu.Unlock() },
-		Failed:  func(err error) { s.mu.Lock(); s.failed = append(s.failed, err); s.mu.Unlock() }})
+		Persist: func(l epoch.UUID, n uint64) error {
+			if s.persist == nil {
+				s.lineage, s.session, s.fresh = l, n, false
+			}
+			return s.persist
+		},
+		Event:  func(text string) { s.mu.Lock(); s.events = append(s.events, text); s.mu.Unlock() },
+		Failed: func(err error) { s.mu.Lock(); s.failed = append(s.failed, err); s.mu.Unlock() }})
 	if err != nil {
 		return err
 	}
