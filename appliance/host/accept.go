@@ -103,6 +103,8 @@ func (a *acceptor) groupFor(p replica.Peer, req wire.AttachRequest) (*group, err
 	}
 	f := g.snapshot()
 	switch {
+	case g.broken != nil: // whose it is need not be known
+		return nil, wire.Errorf(wire.CodeFailed, "group %s is failed at site %s: kagami status there says why", m.Name, d.cfg.Site)
 	case f.Peer != p.Site():
 		return nil, wire.Errorf(wire.CodeDenied, "group %s belongs to another site", m.Name)
 	case f.ID != m.ID:

@@ -271,6 +271,31 @@ func TestForgetLeaving(t *testing.T) {
 	p.main.mustProtect(testVM)
 }
 
+// TestUnreadableReplica: the group file of a replica is damaged. Its source says
+// that it has failed there, not that it is somebody else's, and nothing else happens.
+func TestUnreadableReplica(t *testing.T) {
+	p := newPair(t)
+	p.main.extra = p.scratch()
+	p.up()
+	p.main.awaitState("scratch", "streaming")
+	p.dr.stop()
+	file := p.dr.path("state", "groups", "scratch", "group.json")
+	was := readFile(t, file)
+	must(t, os.WriteFile(file, bytes.Replace(was, []byte(`"role"`), []byte(`"rold"`), 1), 0o600))
+	p.start(p.dr, p.main)
+	await(t, "the source to say why it stalls", func() bool {
+		g := p.main.group("scratch")
+		return g.State == "stalled" && len(g.Alarms) == 1 && strings.Contains(g.Alarms[0], "group scratch is failed at site dr")
+	})
+	if g := p.dr.group("scratch"); g.State != "failed" || len(g.Alarms) != 1 || !strings.Contains(g.Alarms[0], "checksum") {
+		t.Errorf("%+v", g)
+	}
+	p.dr.stop()
+	must(t, os.WriteFile(file, was, 0o600))
+	p.start(p.dr, p.main)
+	p.main.awaitState("scratch", "streaming")
+}
+
 // TestForgetUnreadable: a group whose file is damaged can be given up, too.
 func TestForgetUnreadable(t *testing.T) {
 	p := newPair(t)

@@ -2,11 +2,15 @@ package host
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"hash/crc32"
 	"maps"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"kagami/ext4j/epoch"
@@ -23,6 +27,8 @@ const (
 	RoleReplica  Role = "replica"
 	RolePromoted Role = "promoted" // a source without a replica, after a failover
 )
+
+var roles = []Role{RoleSource, RoleReplica, RolePromoted}
 
 // Phase is an operation on a group that was begun and not ended.
 type Phase string
@@ -77,6 +83,8 @@ type groupFile struct {
 	// Fenced says why this source must not serve any more.
 	Fenced   string          `json:"fenced,omitempty"`
 	Failover *failoverRecord `json:"failover,omitempty"`
+	// Sum is the sumOf the file: a role or a position that rotted is not acted on.
+	Sum uint32 `json:"sum"`
 
 	extra map[string]json.RawMessage // fields that this release does not know
 }
@@ -141,16 +149,35 @@ func (f *groupFile) save(fsys images.FS, dir string) error {
 
 // encode is the file's content, with what a later release has added to it.
 func (f *groupFile) encode() ([]byte, error) {
-	b, err := json.MarshalIndent(f, "", "  ")
-	if err != nil || len(f.extra) == 0 {
-		return b, err
+	b, err := json.Marshal(f)
+	if err != nil {
+		return nil, err
 	}
 	all := map[string]json.RawMessage{}
 	if err := json.Unmarshal(b, &all); err != nil {
 		return nil, err
 	}
 	maps.Copy(all, f.extra)
+	sum, err := sumOf(all)
+	if err != nil {
+		return nil, err
+	}
+	if len(f.extra) == 0 {
+		summed := *f
+		summed.Sum = sum
+		return json.MarshalIndent(&summed, "", "  ")
+	}
+	all["sum"] = json.RawMessage(strconv.FormatUint(uint64(sum), 10))
 	return json.MarshalIndent(all, "", "  ")
+}
+
+// sumOf is the CRC32C of a group file's fields but `sum`, known or not, in compact
+// JSON and in the order of their names.
+func sumOf(fields map[string]json.RawMessage) (uint32, error) {
+	rest := maps.Clone(fields)
+	delete(rest, "sum")
+	b, err := json.Marshal(rest)
+	return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)), err
 }
 
 func loadGroupFile(fsys images.FS, dir string) (*groupFile, error) {
@@ -176,7 +203,13 @@ func decodeGroupFile(b []byte) (*groupFile, error) {
 	if unknown := f.Required &^ groupFeatures; unknown != 0 {
 		return nil, fmt.Errorf("it requires features %#x that this release does not have: a later release wrote it", unknown)
 	}
-	if !validName.MatchString(f.Name) || len(f.Disks) > maxDisks || f.Role == RoleReplica && f.Replica.IsZero() ||
+	if err := json.Unmarshal(b, &f.extra); err != nil {
+		return nil, err
+	}
+	if sum, err := sumOf(f.extra); err != nil || sum != f.Sum {
+		return nil, errors.Join(err, fmt.Errorf("it has checksum %d, want %d: it was damaged, or changed by somebody else", f.Sum, sum))
+	}
+	if !validName.MatchString(f.Name) || !slices.Contains(roles, f.Role) || len(f.Disks) > maxDisks || f.Role == RoleReplica && f.Replica.IsZero() ||
 		f.Role == RolePromoted && len(f.Past) == 0 {
 		return nil, fmt.Errorf("it is not plausible")
 	}
@@ -184,9 +217,6 @@ func decodeGroupFile(b []byte) (*groupFile, error) {
 		if d.BlockSize != blockSize {
 			return nil, fmt.Errorf("disk %s has blocks of %d bytes, this release serves %d", d.Name, d.BlockSize, blockSize)
 		}
-	}
-	if err := json.Unmarshal(b, &f.extra); err != nil {
-		return nil, err
 	}
 	for field := range reflect.TypeFor[groupFile]().Fields() {
 		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")

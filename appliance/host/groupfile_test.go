@@ -25,6 +25,12 @@ func TestGroupFileOfLaterRelease(t *testing.T) {
 		change(m)
 		b, err = json.Marshal(m)
 		must(t, err)
+		var fields map[string]json.RawMessage
+		must(t, json.Unmarshal(b, &fields))
+		m["sum"], err = sumOf(fields)
+		must(t, err)
+		b, err = json.Marshal(m)
+		must(t, err)
 		return b
 	}
 	for _, c := range []struct {
@@ -38,6 +44,8 @@ func TestGroupFileOfLaterRelease(t *testing.T) {
 		{"no block size", func(m map[string]any) { delete(m["disks"].([]any)[0].(map[string]any), "block_size") }, "blocks of 0 bytes"},
 		{"replica without UUID", func(m map[string]any) { delete(m, "replica") }, "not plausible"},
 		{"name", func(m map[string]any) { m["name"] = "../x" }, "not plausible"},
+		{"no role", func(m map[string]any) { delete(m, "role") }, "not plausible"},
+		{"role", func(m map[string]any) { m["role"] = "witness" }, "not plausible"},
 	} {
 		if _, err := decodeGroupFile(with(c.change)); err == nil || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.words)
@@ -58,6 +66,28 @@ func TestGroupFileOfLaterRelease(t *testing.T) {
 	}
 	if plain, err := decodeGroupFile(with(func(map[string]any) {})); err != nil || len(plain.extra) != 0 {
 		t.Errorf("known fields are taken for unknown ones: %v, %v", plain.extra, err)
+	}
+}
+
+// TestGroupFileRots: a file with one wrong bit says what it said, or is refused. A
+// replica whose role was not read was served as a source.
+func TestGroupFileRots(t *testing.T) {
+	for _, extra := range []map[string]json.RawMessage{nil, {"labels": json.RawMessage(`{"owner":"me"}`)}} {
+		whole := someGroupFile()
+		whole.extra = extra
+		b, err := whole.encode()
+		must(t, err)
+		for i := range len(b) * 8 {
+			rotten := bytes.Clone(b)
+			rotten[i/8] ^= 1 << (i % 8)
+			f, err := decodeGroupFile(rotten)
+			if err != nil {
+				continue
+			}
+			if again, err := f.encode(); err != nil || !bytes.Equal(again, b) {
+				t.Errorf("byte %d, %q for %q: taken as %s, %v", i/8, rotten[i/8], b[i/8], again, err)
+			}
+		}
 	}
 }
 
