@@ -155,7 +155,7 @@ func (d *Daemon) identify() error {
 	}
 	var s siteFile
 	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("site identity %s: %w", name, err)
+		return failure("damaged", fmt.Sprintf("site identity %s is damaged: %v", name, err), "remove it and start the daemon: a new one is made, and no group depends on it")
 	}
 	if s.Version != 1 {
 		return fmt.Errorf("site identity %s has version %d, this release reads 1", name, s.Version)

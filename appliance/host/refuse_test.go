@@ -324,3 +324,19 @@ func missing(t *testing.T, what string) {
 	}
 	t.Skipf("missing: %s", what)
 }
+
+// TestDamagedSiteFile: it keeps the daemon of all VMs from starting, so what is
+// said must get it going again.
+func TestDamagedSiteFile(t *testing.T) {
+	p := newPair(t)
+	p.main.extra = p.scratch()
+	p.up()
+	p.main.awaitState("scratch", "streaming")
+	p.dr.stop()
+	must(t, os.WriteFile(p.dr.path("state", "site.json"), []byte("{"), 0o600))
+	_, err := p.dr.daemon(p.main).claim()
+	refusedAs(t, err, control.ExitFailed, "site.json is damaged", "remove it")
+	must(t, os.Remove(p.dr.path("state", "site.json")))
+	p.start(p.dr, p.main)
+	p.main.awaitState("scratch", "streaming")
+}
