@@ -15,7 +15,7 @@ import (
 //	   8  u32  version 1
 //	  12  u32  required feature bits, 0; an unknown one is refused
 //	  16  u32  optional feature bits, 0; ignored
-//	  20  u32  zero
+//	  20  u32  blocks of a half: a file that was cut shows
 //	  24  u64  generation
 //	  32  u32  number of the block in its half
 //	  36  u32  blocks in this generation's snapshot, at least 1
@@ -59,6 +59,7 @@ func (k key) region() Region {
 }
 
 type block struct {
+	half        uint32
 	generation  uint64
 	number      uint32
 	snapshot    uint32
@@ -78,6 +79,7 @@ func (b *block) append(dst []byte) []byte {
 	le := binary.LittleEndian
 	copy(p, logMagic)
 	le.PutUint32(p[8:], logVersion)
+	le.PutUint32(p[20:], b.half)
 	le.PutUint64(p[24:], b.generation)
 	le.PutUint32(p[32:], b.number)
 	le.PutUint32(p[36:], b.snapshot)
@@ -114,7 +116,7 @@ func decodeBlock(p []byte) (block, error) {
 	if f := le.Uint32(p[12:]); f != 0 {
 		return block{}, fmt.Errorf("active log needs features %#x, not known to this release", f)
 	}
-	b := block{generation: le.Uint64(p[24:]), number: le.Uint32(p[32:]), snapshot: le.Uint32(p[36:]), batch: le.Uint32(p[40:]),
+	b := block{half: le.Uint32(p[20:]), generation: le.Uint64(p[24:]), number: le.Uint32(p[32:]), snapshot: le.Uint32(p[36:]), batch: le.Uint32(p[40:]),
 		regionBytes: le.Uint64(p[64:]), floor: Floor{le.Uint64(p[104:]), epoch.LSN(le.Uint64(p[112:]))}}
 	copy(b.group[:], p[48:64])
 	copy(b.follower.Lineage[:], p[72:88])
@@ -169,6 +171,9 @@ func readHalf(p []byte) (half, error) {
 		}
 		if err != nil {
 			return half{}, err
+		}
+		if int(b.half) != len(all) {
+			return half{}, fmt.Errorf("%w: a half has %d blocks, %d were written for it", ErrCorrupt, len(all), b.half)
 		}
 		if b.number == uint32(i) {
 			all[i] = &b

@@ -106,7 +106,7 @@ func layout(halves [2][4]string) []byte {
 	var out []byte
 	for _, h := range halves {
 		for _, d := range h {
-			b := block{group: testGroup, regionBytes: 4096}
+			b := block{half: 4, group: testGroup, regionBytes: 4096}
 			var add, remove uint64
 			if d == "" {
 				out = append(out, make([]byte, blockBytes)...)

@@ -35,7 +35,7 @@ func halfBlocksFor(regions int) int { return 6*snapshotBlocks(regions) + 16 }
 func openFile(fsys images.FS, name string, o Options) (*file, []key, error) {
 	f, err := fsys.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = create(fsys, name, protoOf(o, 1, Follower{}, Floor{}, nil), o, nil); err == nil {
+		if err = create(fsys, name, protoOf(o, halfBlocksFor(o.MaxRegions), 1, Follower{}, Floor{}, nil), nil); err == nil {
 			f, err = fsys.Open(name)
 		}
 	}
@@ -52,9 +52,8 @@ func openFile(fsys images.FS, name string, o Options) (*file, []key, error) {
 
 // create makes a whole log under another name, durable, and renames it: a file
 // of the right name always holds a complete snapshot.
-func create(fsys images.FS, name string, proto block, o Options, set []key) error {
-	half := halfBlocksFor(max(o.MaxRegions, len(set)))
-	b := make([]byte, 2*half*blockBytes)
+func create(fsys images.FS, name string, proto block, set []key) error {
+	b := make([]byte, 2*int(proto.half)*blockBytes)
 	copy(b, batch(proto, nil, set))
 	return images.WriteFileAtomic(fsys, name, b, 0o600)
 }
@@ -86,8 +85,8 @@ func recoverFile(fsys images.FS, name string, f images.File, o Options) (*file, 
 	}
 	set := slices.Sorted(maps.Keys(s.set))
 	d := &file{f: f, follower: s.follower, floor: s.floor, half: s.half, halfBlocks: len(p) / 2 / blockBytes, next: s.blocks}
-	if d.halfBlocks != halfBlocksFor(max(o.MaxRegions, len(set))) {
-		return resize(fsys, name, f, protoOf(o, s.generation+1, s.follower, s.floor, set), o, set)
+	if want := halfBlocksFor(max(o.MaxRegions, len(set))); d.halfBlocks != want {
+		return resize(fsys, name, f, protoOf(o, want, s.generation+1, s.follower, s.floor, set), set)
 	}
 	at := s.half * len(p) / 2
 	if err := d.write(p[at:at+s.blocks*blockBytes], 0); err != nil {
@@ -113,8 +112,8 @@ func readAll(f images.File) ([]byte, error) {
 }
 
 // resize replaces the log by one for another number of regions.
-func resize(fsys images.FS, name string, old images.File, proto block, o Options, set []key) (*file, []key, error) {
-	if err := create(fsys, name, proto, o, set); err != nil {
+func resize(fsys images.FS, name string, old images.File, proto block, set []key) (*file, []key, error) {
+	if err := create(fsys, name, proto, set); err != nil {
 		return nil, nil, err
 	}
 	f, err := fsys.Open(name)
@@ -126,13 +125,13 @@ func resize(fsys images.FS, name string, old images.File, proto block, o Options
 		return nil, nil, fmt.Errorf("lock: %w", err)
 	}
 	_ = old.Close() // it has no name any more
-	return &file{f: f, follower: proto.follower, floor: proto.floor, proto: proto, halfBlocks: halfBlocksFor(max(o.MaxRegions, len(set))),
+	return &file{f: f, follower: proto.follower, floor: proto.floor, proto: proto, halfBlocks: int(proto.half),
 		next: snapshotBlocks(len(set))}, set, nil
 }
 
 // protoOf is the first block of a generation that begins with set, without its entries.
-func protoOf(o Options, generation uint64, f Follower, floor Floor, set []key) block {
-	return block{generation: generation, snapshot: uint32(snapshotBlocks(len(set))), group: o.Group, regionBytes: uint64(o.RegionBytes), follower: f, floor: floor}
+func protoOf(o Options, halfBlocks int, generation uint64, f Follower, floor Floor, set []key) block {
+	return block{half: uint32(halfBlocks), generation: generation, snapshot: uint32(snapshotBlocks(len(set))), group: o.Group, regionBytes: uint64(o.RegionBytes), follower: f, floor: floor}
 }
 
 // begin makes the other half the current one, with set as its snapshot.
@@ -140,7 +139,7 @@ func protoOf(o Options, generation uint64, f Follower, floor Floor, set []key) b
 // Durability: until the fdatasync returns, the half left behind counts; it is
 // durable and not touched.
 func (d *file) begin(o Options, set []key) error {
-	proto := protoOf(o, d.proto.generation+1, d.follower, d.floor, set)
+	proto := protoOf(o, d.halfBlocks, d.proto.generation+1, d.follower, d.floor, set)
 	b := batch(proto, nil, set)
 	d.half = 1 - d.half
 	if err := d.write(b, 0); err != nil {

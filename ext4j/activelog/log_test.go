@@ -416,6 +416,31 @@ func TestDamagedFile(t *testing.T) {
 	}
 }
 
+// TestCutFile: a file that lost its end is never a smaller set, whichever half is
+// current and although its first half may be whole.
+func TestCutFile(t *testing.T) {
+	for opened := range 2 {
+		f := fault.NewFS(1)
+		for range opened {
+			must(t, open(t, f, 100).Close()) // each begins the other half
+		}
+		l := open(t, f, 100)
+		for i := range int64(5) {
+			must(t, l.Acquire(t.Context(), 0, i*4096, 1))
+		}
+		must(t, l.Close())
+		whole, err := images.ReadFile(f, "/log", maxFileBytes)
+		must(t, err)
+		for size := 0; size < len(whole); size += blockBytes {
+			cut := fault.NewFS(1)
+			cut.WriteFile("/log", whole[:size])
+			if _, found, err := Open(cut, "/log", Options{Group: testGroup, RegionBytes: 4096, MaxRegions: 100}); !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("%d of %d bytes: found %v, %v", size, len(whole), found, err)
+			}
+		}
+	}
+}
+
 // TestRot: a flipped bit in what a later batch proves durable is never a smaller set.
 func TestRot(t *testing.T) {
 	for seed := range scale(int64(200)) {
