@@ -302,10 +302,7 @@ func (a *acceptor) storeDomain(g *group, p replica.Peer, xml string) error {
 	if g.gone || g.file.Role != RoleReplica {
 		return a.unknown(p)
 	}
-	if err := images.WriteFileAtomic(a.d.fs, g.dir+"/domain.xml", []byte(xml), 0o600); err != nil {
-		return fmt.Errorf("store definition of VM: %w", err)
-	}
-	return nil
+	return g.storeDomain(xml)
 }
 
 // stops notes that a source stops with nothing that this site lacks. It is not

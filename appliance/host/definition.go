@@ -119,12 +119,28 @@ func (g *group) shipNow(ctx context.Context) error {
 		problem = fmt.Sprintf("site %s could not run %s as it is defined now: %s", f.Peer, f.VM, strings.Join(resp.Problems, "; "))
 	}
 	g.alarm(definitionAlarm, problem)
+	if !g.hasDomain(xml) { // warnings are said once for each definition
+		for _, w := range resp.Warnings {
+			g.note(fmt.Sprintf("site %s: %s", f.Peer, w))
+		}
+	}
+	return g.shipXML(ctx, xml) // even if it was before: the replica may be another one, or an older state of it
+}
+
+// storeDomain keeps the VM's definition beside the group, durably; one that is
+// there already is not written again. The caller holds mu.
+func (g *group) storeDomain(xml string) error {
+	if g.hasDomain(xml) {
+		return nil
+	}
+	if err := images.WriteFileAtomic(g.d.fs, g.dir+"/domain.xml", []byte(xml), 0o600); err != nil {
+		return fmt.Errorf("store definition of VM: %w", err)
+	}
+	return nil
+}
+
+// hasDomain tells whether this is the definition that is kept here.
+func (g *group) hasDomain(xml string) bool {
 	was, err := images.ReadFile(g.d.fs, g.dir+"/domain.xml", maxXML)
-	if err == nil && string(was) == xml {
-		return nil // shipped already
-	}
-	for _, w := range resp.Warnings {
-		g.note(fmt.Sprintf("site %s: %s", f.Peer, w))
-	}
-	return g.shipXML(ctx, xml)
+	return err == nil && string(was) == xml
 }

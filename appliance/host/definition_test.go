@@ -194,3 +194,25 @@ func TestDefinitionChangedWithoutEvent(t *testing.T) {
 	p.dr.host.setNetwork("lab", qmp.NetworkReady)
 	await(t, "the alarm to be over", func() bool { return len(p.main.group(testVM).Alarms) == 0 })
 }
+
+// TestDefinitionOfAnOlderReplica: a replica whose state is an older one, or was
+// made anew, gets the definition at its next attach, although it was shipped before.
+func TestDefinitionOfAnOlderReplica(t *testing.T) {
+	p := newPair(t).up()
+	p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	kept, there := p.main.path("state", "groups", testVM, "domain.xml"), p.dr.path("state", "groups", testVM, "domain.xml")
+	for _, older := range []string{"<domain/>", ""} {
+		p.dr.stop()
+		p.main.awaitState(testVM, "stalled")
+		must(t, os.Remove(there))
+		if older != "" {
+			must(t, os.WriteFile(there, []byte(older), 0o600))
+		}
+		p.start(p.dr, p.main)
+		await(t, "the definition to be shipped again", func() bool {
+			b, err := os.ReadFile(there)
+			return err == nil && string(b) == string(readFile(t, kept))
+		})
+	}
+}

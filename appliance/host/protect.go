@@ -356,13 +356,10 @@ func (g *group) shipXML(ctx context.Context, xml string) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.file.Phase == Ending {
+	if g.gone || g.file.Phase == Ending {
 		return nil
 	}
-	if err := images.WriteFileAtomic(g.d.fs, g.dir+"/domain.xml", []byte(xml), 0o600); err != nil {
-		return fmt.Errorf("store definition of VM: %w", err)
-	}
-	return nil
+	return g.storeDomain(xml)
 }
 
 // keepOld locks the files that the VM ran from before, so that nobody starts a
