@@ -49,7 +49,7 @@ const maxOut = 64
 func newLink(s *Server, peer Peer, id epoch.UUID) *link {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &link{s: s, peer: peer, id: id, seed: newSeed(), data: map[net.Conn]struct{}{}, ctx: ctx, cancel: cancel,
-		calls: make(chan struct{}, maxCalls), channels: map[uint32]*bound{}, acks: map[uint32]wire.Ack{}, ready: make(chan struct{}, 1)}
+		calls: make(chan struct{}, wire.MaxCalls), channels: map[uint32]*bound{}, acks: map[uint32]wire.Ack{}, ready: make(chan struct{}, 1)}
 }
 
 func (l *link) ended() bool { return l.ctx.Err() != nil }
@@ -155,7 +155,7 @@ func (l *link) handle(t wire.Type, body []byte) error {
 		select {
 		case l.calls <- struct{}{}:
 		default:
-			return l.respond(req.ID, nil, wire.Errorf(wire.CodeBusy, "more than %d requests at a time", maxCalls))
+			return l.respond(req.ID, nil, wire.Errorf(wire.CodeBusy, "more than %d requests at a time", wire.MaxCalls))
 		}
 		l.wg.Add(1)
 		go func() {

@@ -54,7 +54,6 @@ const (
 	maxLinksPerSite = 4 // one is in use; others are on their way out after a lost link
 	maxConnsPerLink = 33
 	maxHandshakes   = 128
-	maxCalls        = 8 // requests of one link that run at a time
 	// handshakeTime is the most that a connection may take to be known, and less if Timeout is.
 	handshakeTime = 10 * time.Second
 )

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"time"
 
 	"kagami/appliance/pki"
 	"kagami/ext4j/epoch"
@@ -316,6 +317,10 @@ func (a *acceptor) stops(p replica.Peer, req wire.StopRequest) error {
 	return nil
 }
 
+// checkPatience bounds what libvirt may take for a check: a link has few
+// requests at a time, and sources attach over it.
+const checkPatience = 20 * time.Second
+
 // check tells whether this site could take a group and boot its VM.
 func (a *acceptor) check(ctx context.Context, p replica.Peer, req wire.CheckRequest) (wire.CheckResponse, error) {
 	var resp wire.CheckResponse
@@ -336,6 +341,8 @@ func (a *acceptor) check(ctx context.Context, p replica.Peer, req wire.CheckRequ
 		return resp, wire.Errorf(wire.CodeFailed, "the VM's definition has %d bytes, at most %d are taken", len(req.XML), maxXML)
 	}
 	if req.XML != "" {
+		ctx, cancel := context.WithTimeout(ctx, checkPatience)
+		defer cancel()
 		problems, warnings := a.d.checkDomain(ctx, m.Name, req.XML, m.Disks)
 		resp.Problems, resp.Warnings = append(resp.Problems, problems...), append(resp.Warnings, warnings...)
 	}

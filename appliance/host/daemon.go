@@ -49,6 +49,10 @@ type Daemon struct {
 
 	making sync.Mutex // held while a peer's group is made or checked; taken before mu
 
+	// reships has one token: definitions are shipped again one at a time, so that
+	// a peer whose libvirt is slow has room for what groups cannot wait for.
+	reships chan struct{}
+
 	mu     sync.Mutex
 	groups map[string]*group // by name
 	taken  map[string]bool   // names of groups that are being made
@@ -74,7 +78,7 @@ func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logg
 func newDaemon(cfg *config.Config, release string, fsys images.FS, log *slog.Logger) *Daemon {
 	d := &Daemon{cfg: cfg, release: release, fs: fsys, log: log, started: time.Now(),
 		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, linkPatience: linkPatience,
-		tendAgain: tendAgain, nbdMemory: nbd.NewBudget(nbdMemory)}
+		tendAgain: tendAgain, nbdMemory: nbd.NewBudget(nbdMemory), reships: make(chan struct{}, 1)}
 	if cfg.Libvirt.Enabled {
 		d.dial = func(ctx context.Context) (Hypervisor, error) { return dialLibvirt(ctx, cfg.Libvirt.URI) }
 	}

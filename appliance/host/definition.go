@@ -83,7 +83,7 @@ func (g *group) shipRounds(ctx context.Context) {
 		if !again {
 			return
 		}
-		if err := g.shipNow(ctx); err != nil && ctx.Err() == nil {
+		if err := g.d.oneReship(ctx, g.shipNow); err != nil && ctx.Err() == nil {
 			g.note(fmt.Sprintf("the definition of VM %s could not be shipped, it is at the next attach: %s", g.snapshot().VM, text(err)))
 		}
 		g.mu.Lock()
@@ -93,6 +93,17 @@ func (g *group) shipRounds(ctx context.Context) {
 		if !again {
 			return
 		}
+	}
+}
+
+// oneReship waits for the turn of one round.
+func (d *Daemon) oneReship(ctx context.Context, round func(context.Context) error) error {
+	select {
+	case d.reships <- struct{}{}:
+		defer func() { <-d.reships }()
+		return round(ctx)
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
@@ -8,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"kagami/appliance/config"
 	"kagami/appliance/control"
+	"kagami/ext4j/epoch"
 	"kagami/replica/wire"
 )
 
@@ -122,4 +125,62 @@ func TestDefinitionsOneByOne(t *testing.T) {
 	if together.Load() > 0 {
 		t.Error("two definitions were being stored at once")
 	}
+}
+
+// TestMoreRequestsThanALinkTakes: groups that have something to ask at the same
+// time wait for their turn; a resync that is told "busy" would begin anew.
+func TestMoreRequestsThanALinkTakes(t *testing.T) {
+	p := newPair(t).up()
+	sess, err := p.main.d.links["dr"].Session(t.Context())
+	must(t, err)
+	m := wire.Manifest{Name: "more", ID: epoch.NewUUID(), Lineage: epoch.NewUUID(), Session: 1,
+		Disks: []wire.Disk{{Name: "vda", ID: epoch.NewUUID(), Size: diskSize, BlockSize: 512}}}
+	p.dr.d.making.Lock() // a check of a new group waits
+	const requests = 3 * wire.MaxCalls
+	answers := make(chan error, requests)
+	for range requests {
+		go func() {
+			answers <- sess.Call(t.Context(), wire.MethodCheck, wire.CheckRequest{Manifest: m}, &wire.CheckResponse{})
+		}()
+	}
+	late, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err = sess.Call(late, wire.MethodCheck, wire.CheckRequest{Manifest: m}, nil)
+	p.dr.d.making.Unlock()
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one more, while all wait: %v", err)
+	}
+	for range requests {
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestDefinitionsTakeTurns: one definition at a time is shipped again, so that
+// a peer that takes long over it does not hold up what groups wait for.
+func TestDefinitionsTakeTurns(t *testing.T) {
+	d := newDaemon(&config.Config{}, "test", nil, nil)
+	began, end := make(chan struct{}), make(chan struct{})
+	first := make(chan error)
+	go func() {
+		first <- d.oneReship(t.Context(), func(context.Context) error {
+			close(began)
+			<-end
+			return nil
+		})
+	}()
+	<-began
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err := d.oneReship(ctx, func(context.Context) error {
+		t.Error("two at a time")
+		return nil
+	})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the second, whose daemon stops: %v", err)
+	}
+	close(end)
+	must(t, <-first)
+	must(t, d.oneReship(t.Context(), func(context.Context) error { return nil }))
 }

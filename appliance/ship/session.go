@@ -26,6 +26,7 @@ type Session struct {
 	cancel  context.CancelCauseFunc
 	done    chan struct{} // closed when every goroutine has ended
 	writes  sync.Mutex    // one frame at a time on the control connection
+	asking  chan struct{} // one token per request that waits for its response
 
 	mu       sync.Mutex
 	cond     *sync.Cond // there may be something to send, or the session ended
@@ -42,7 +43,7 @@ type Session struct {
 func newSession(l *Link, c net.Conn, id epoch.UUID, w wire.Welcome) *Session {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	s := &Session{l: l, id: id, seed: w.Seed, control: c, release: w.Release, ctx: ctx, cancel: cancel,
-		done: make(chan struct{}), calls: map[uint64]chan wire.Response{}}
+		done: make(chan struct{}), asking: make(chan struct{}, wire.MaxCalls), calls: map[uint64]chan wire.Response{}}
 	s.cond = sync.NewCond(&s.mu)
 	return s
 }
@@ -176,12 +177,19 @@ func (s *Session) write(frame []byte) error {
 	return nil
 }
 
-// Call sends a request and waits for its response. result may be nil. An
-// error of the peer is a *wire.Error.
+// Call sends a request, when it is one of at most wire.MaxCalls, and waits for
+// its response. result may be nil. An error of the peer is a *wire.Error.
 func (s *Session) Call(ctx context.Context, method string, params, result any) error {
 	p, err := json.Marshal(params)
 	if err != nil {
 		return fmt.Errorf("encode %s request: %w", method, err)
+	}
+	select {
+	case s.asking <- struct{}{}:
+		defer func() { <-s.asking }()
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %s is busy with other requests: %w", method, s.l.o.Peer, context.Cause(ctx))
+	case <-s.ctx.Done(): // the same as below
 	}
 	ch := make(chan wire.Response, 1)
 	s.mu.Lock()

@@ -125,6 +125,10 @@ const (
 	MethodStop   = "stop"   // StopRequest → nothing
 )
 
+// MaxCalls is how many requests of one link run at a time. Who asks waits with
+// one more, which would be refused with CodeBusy.
+const MaxCalls = 8
+
 // Disk describes one disk of a group. Slots are never reused within a group.
 type Disk struct {
 	Slot      uint32     `json:"slot"`
