@@ -82,16 +82,31 @@ func (d *Daemon) checkFailover(ctx context.Context, g *group, req control.Failov
 	if f.VM == "" || req.NoStart {
 		return nil
 	}
+	return orNoStart(d.checkBoot(ctx, g)) // before the promotion: after it there is no way back
+}
+
+// checkBoot tells what would keep the VM from being started here.
+func (d *Daemon) checkBoot(ctx context.Context, g *group) error {
+	f := g.snapshot()
 	xml, err := d.mapDomain(ctx, g)
 	if err != nil {
 		return err
 	}
-	// Before the promotion: after it there is no way back.
 	taken, _, err := d.isTakenHere(ctx, xml, f.Disks)
 	if err == nil && taken != "" {
-		err = refused(fmt.Sprintf("site %s cannot start %s: %s", d.cfg.Site, f.VM, taken), "put that right (after a change of the config file, restart the daemon), or use --no-start")
+		err = refused(fmt.Sprintf("site %s cannot start %s: %s", d.cfg.Site, f.VM, taken), "put that right (after a change of the config file, restart the daemon)")
 	}
 	return err
+}
+
+// orNoStart adds to what to do about an error that the disks can be served
+// without libvirt.
+func orNoStart(err error) error {
+	var e *control.Error
+	if err == nil || !errors.As(explained(err, "put that right"), &e) {
+		return err
+	}
+	return &control.Error{Code: e.Code, Message: e.Message, Hint: e.Hint + "; or use --no-start, then define the VM by hand on the exports that status shows", Exit: e.Exit}
 }
 
 func (g *group) checkReplica(req control.FailoverRequest) error {
@@ -312,7 +327,7 @@ func (g *group) failoverNote(emit func(control.Event), text string) {
 func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Event)) error {
 	xml, err := d.mapDomain(ctx, g)
 	if err != nil {
-		return err
+		return orNoStart(err)
 	}
 	hv, err := d.virt()
 	if err != nil {
@@ -445,7 +460,7 @@ func (d *Daemon) mapDomain(ctx context.Context, g *group) (xml string, err error
 	}
 	b, err := images.ReadFile(d.fs, g.dir+"/domain.xml", maxXML)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", failure("failed", fmt.Sprintf("the definition of VM %s never arrived here", g.name), "use --no-start, then define the VM by hand on the exports that status shows")
+		return "", failure("failed", fmt.Sprintf("the definition of VM %s never arrived here", g.name), "bring the source back, it ships the definition")
 	}
 	if err != nil {
 		return "", fmt.Errorf("read definition of VM: %w", err)
@@ -466,7 +481,7 @@ func (d *Daemon) mapDomain(ctx context.Context, g *group) (xml string, err error
 	}
 	if len(problems) > 0 {
 		return "", refused(fmt.Sprintf("site %s cannot boot %s:%s", d.cfg.Site, g.snapshot().VM, listed(problems)),
-			"put the missing mapping under groups: … domain: of the config file and restart the daemon, or use --no-start")
+			"put the missing mapping under groups: … domain: of the config file and restart the daemon")
 	}
 	return out, nil
 }

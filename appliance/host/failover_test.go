@@ -1,6 +1,8 @@
 package host
 
 import (
+	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -98,5 +100,39 @@ func TestFailoverSaysWhatIs(t *testing.T) {
 		if g := s.group(testVM); !g.PeerUp {
 			t.Errorf("site %s says that its peer is away: %+v", s.name, g)
 		}
+	}
+}
+
+// TestFailoverWithoutLibvirt: what keeps the VM from being started does not keep
+// its disks from being served, and every refusal says so.
+func TestFailoverWithoutLibvirt(t *testing.T) {
+	p := newPair(t).up()
+	p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	p.main.kill()
+	p.dr.awaitState(testVM, "waiting")
+	p.dr.stop()
+	p.dr.setDialErr(errors.New("connect to libvirt: no such socket"))
+	p.start(p.dr, p.main)
+	_, err := p.dr.failover(control.FailoverRequest{VM: testVM})
+	refusedAs(t, err, control.ExitFailed, "libvirt is not reachable", "systemctl status libvirtd", "or use --no-start")
+	if g := p.dr.group(testVM); g.Role != "replica" {
+		t.Fatalf("it was promoted all the same: %+v", g)
+	}
+	p.dr.stop()
+	p.dr.setDialErr(nil)
+	must(t, os.Remove(p.dr.path("state", "groups", testVM, "domain.xml")))
+	p.start(p.dr, p.main)
+	_, err = p.dr.failover(control.FailoverRequest{VM: testVM})
+	refusedAs(t, err, control.ExitFailed, "the definition of VM vm1 never arrived here", "or use --no-start")
+	p.dr.stop()
+	p.dr.libvirtOff = true
+	p.start(p.dr, p.main)
+	_, err = p.dr.failover(control.FailoverRequest{VM: testVM})
+	refusedAs(t, err, control.ExitRefused, "libvirt is not enabled at site dr", "or use --no-start")
+	_, err = p.dr.failover(control.FailoverRequest{VM: testVM, NoStart: true})
+	must(t, err)
+	if g := p.dr.group(testVM); g.State != "unmirrored" {
+		t.Errorf("%+v", g)
 	}
 }
