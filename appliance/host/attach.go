@@ -135,15 +135,20 @@ func union(a, b []ext4j.Range) []ext4j.Range {
 }
 
 // recordPlan makes durable, before anything of the plan is done, the session it
-// raises and that it compares everything: a plan that is broken off is then not
-// mistaken for one that was carried out.
+// raises or begins and that it compares everything: a plan that is broken off is
+// then not mistaken for one that was carried out.
 func (s *source) recordPlan(p plan) error {
-	if !p.raise && (!p.whole || s.g.snapshot().Compare == p.why) {
+	f := s.g.snapshot()
+	begins := p.begin && (p.raise || f.Begun != f.Session)
+	if !begins && (!p.whole || f.Compare == p.why) {
 		return nil
 	}
 	return s.g.update(func(f *groupFile) {
 		if p.raise {
 			f.Session++
+		}
+		if begins {
+			f.Begun = f.Session
 		}
 		if p.whole {
 			f.Compare = p.why
@@ -212,9 +217,9 @@ func checkAttached(f *groupFile, resp wire.AttachResponse) error {
 }
 
 // attachNewest attaches in a session above all that the replica has seen. One
-// that is not below this start's, before this start has begun one, means that the
-// state here is an older one that was put back: it does not know what has
-// changed since, so everything is compared.
+// that is not below this start's, before this start has begun one, or whose records
+// it has although it was never begun here, means that the state here is an older one
+// that was put back: it does not know what has changed since, so everything is compared.
 func (s *source) attachNewest(ctx context.Context, sess *ship.Session) (wire.AttachResponse, error) {
 	resp, err := s.attach(ctx, sess)
 	seen := resp.Pos.Session
@@ -224,15 +229,15 @@ func (s *source) attachNewest(ctx context.Context, sess *ship.Session) (wire.Att
 		return resp, err
 	}
 	f := s.g.snapshot()
-	if s.begun || seen < f.Session || seen > maxPosition {
+	if s.begun || seen > maxPosition || seen < f.Session && resp.Pos.Session <= f.Begun {
 		return resp, err
 	}
 	// Durable before the replica hears of the session, as in recordPlan.
 	err = s.g.update(func(f *groupFile) {
 		if f.Compare == "" {
-			f.Compare = fmt.Sprintf("the replica has seen session %d, and this source begins session %d: its state is an older one that was put back", seen, f.Session)
+			f.Compare = fmt.Sprintf("the replica has seen session %d, which this source does not know of: its state is an older one that was put back", seen)
 		}
-		f.Session = seen + 1
+		f.Session = max(f.Session, seen+1)
 	})
 	if err != nil {
 		s.eng.Fail(err)

@@ -64,7 +64,9 @@ type groupFile struct {
 	Replica epoch.UUID  `json:"replica"`
 	Past    []epoch.Pos `json:"past,omitempty"` // where earlier lineages were left, oldest first
 	Session uint64      `json:"session"`
-	Disks   []diskFile  `json:"disks"`
+	// Begun is the newest session of a source that records may have been sent in.
+	Begun uint64     `json:"begun,omitempty"`
+	Disks []diskFile `json:"disks"`
 	// Complete: the first sync has ended.
 	Complete bool `json:"complete"`
 	// Phase is an operation that was begun and not ended; "" when none is.

@@ -27,9 +27,10 @@ func copyTree(t *testing.T, from, to string) {
 
 // TestOlderStatePutBack: the source's state of a group is one that was saved
 // before its last starts. It does not know what those changed: the replica has
-// seen their sessions, and everything is compared.
+// seen their sessions, and everything is compared. So it does when it started so
+// often without its replica that its own session is above those.
 func TestOlderStatePutBack(t *testing.T) {
-	for name, starts := range map[string]int{"of the start before": 1, "older": 3} {
+	for name, c := range map[string]struct{ starts, alone int }{"of the start before": {1, 0}, "older": {3, 0}, "older, and started alone": {1, 3}} {
 		t.Run(name, func(t *testing.T) {
 			p := newPair(t).up()
 			content := randomBytes(7, 32<<20)
@@ -40,7 +41,7 @@ func TestOlderStatePutBack(t *testing.T) {
 			dir, saved := p.main.path("state", "groups", testVM), p.main.path("saved")
 			copyTree(t, dir, saved)
 			const at = 1 << 20
-			for i := range starts {
+			for i := range c.starts {
 				p.start(p.main, p.dr)
 				p.main.awaitState(testVM, "streaming")
 				must(t, vm.disk("vda").write([]byte("written later"), at+int64(i)*4096))
@@ -51,6 +52,17 @@ func TestOlderStatePutBack(t *testing.T) {
 			copyTree(t, saved, dir)
 			// And the local image lost the writes, as after a power loss.
 			overwrite(t, p.main.path("state", "images", testVM, "vda.raw"), content[at:at+64<<10], at)
+			if c.alone > 0 {
+				p.dr.stop()
+			}
+			for range c.alone {
+				p.start(p.main, p.dr)
+				p.main.awaitState(testVM, "stalled")
+				p.main.kill()
+			}
+			if c.alone > 0 {
+				p.start(p.dr, p.main)
+			}
 			p.start(p.main, p.dr)
 			if g := p.main.awaitState(testVM, "streaming"); !g.Protected || len(g.Alarms) > 0 || g.Session <= seen {
 				t.Errorf("after the compare: %+v", g)
