@@ -378,14 +378,20 @@ func (d *Daemon) lookup(name string) (*group, error) {
 	if g == nil {
 		return nil, notFound(fmt.Sprintf("site %s has no group %s", d.cfg.Site, name), "kagami status lists the groups of this site")
 	}
-	var e *control.Error
-	if errors.As(g.broken, &e) {
-		return nil, e
-	}
 	if g.broken != nil {
-		return nil, failure("failed", fmt.Sprintf("the state of %s cannot be read: %v", name, g.broken), "put the group's folder right, or restore it, and restart the daemon")
+		return nil, g.unusable()
 	}
 	return g, nil
+}
+
+// unusable refuses a group that is broken.
+func (g *group) unusable() error {
+	var e *control.Error
+	if errors.As(g.broken, &e) {
+		return e
+	}
+	return failure("failed", fmt.Sprintf("the state of %s cannot be read: %v", g.name, g.broken),
+		fmt.Sprintf("put the group's folder right, or restore it, and restart the daemon; or give it up with kagami forget %s", g.name))
 }
 
 // take reserves the name of a group that is about to be made; the caller

@@ -327,11 +327,35 @@ func TestForgetUnreadable(t *testing.T) {
 	must(t, os.WriteFile(p.main.path("state", "groups", "scratch", "group.json"), []byte("{"), 0o600))
 	p.start(p.main, p.dr)
 	p.main.awaitState("scratch", "failed")
+	for _, err := range []error{
+		p.main.protect(t.Context(), control.ProtectRequest{VM: "scratch", To: "dr"}),
+		p.main.unprotect(control.UnprotectRequest{VM: "scratch"}),
+	} {
+		refusedAs(t, err, control.ExitFailed, "the state of scratch cannot be read", "kagami forget scratch")
+	}
 	refusedAs(t, p.main.forget(control.ForgetRequest{Group: "scratch"}), control.ExitRefused, "cannot be told", "--force")
 	must(t, p.main.forget(control.ForgetRequest{Group: "scratch", Force: true}))
 	p.main.gone("scratch")
 	p.main.glob("state/forgotten/scratch.old-*/group.json")
 	if size := len(readFile(t, p.main.path("disks", "data.raw"))); size != 1<<20 {
 		t.Errorf("the image has %d bytes", size)
+	}
+}
+
+// TestForgottenIsNotSettled: a look at the groups that began before one was
+// forgotten touches nothing of what has its name now.
+func TestForgottenIsNotSettled(t *testing.T) {
+	p := newPair(t).up()
+	p.main.addVM(testVM, "vda")
+	f := &groupFile{Name: testVM, VM: testVM, Role: RoleSource, Peer: "dr", Phase: Protecting, Disks: []diskFile{{Name: "vda", Image: p.main.path("state", "vda.raw"), Socket: p.main.path("run", "vm1-vda.sock")}}}
+	g := newGroup(p.main.d, f)
+	must(t, os.MkdirAll(g.dir, 0o700))
+	must(t, f.save(p.main.fs, g.dir))
+	p.main.d.settle(g)
+	if !g.op.TryLock() {
+		t.Error("it is being taken back")
+	}
+	if _, err := os.Stat(g.dir + "/group.json"); err != nil {
+		t.Error(err)
 	}
 }

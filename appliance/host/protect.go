@@ -69,6 +69,8 @@ func isTaken(vm string, g *group) error {
 	switch {
 	case g == nil:
 		return refused("another operation is under way on "+vm, "wait for it; see kagami status")
+	case g.broken != nil:
+		return g.unusable()
 	case g.snapshot().Phase == Ending:
 		return g.snapshot().leaving()
 	case g.snapshot().Fenced != "":

@@ -85,8 +85,8 @@ func (d *Daemon) checkRoom(need int64) error {
 // bytes: the holes of its images and the part of its spool that is not made yet.
 func (g *group) promised() (int64, error) {
 	f, state := g.snapshot(), filepath.Clean(g.d.cfg.StateDir)+"/"
-	if f.Phase == Ending {
-		return 0, nil
+	if f.Phase == Ending || f.Fenced != "" {
+		return 0, nil // nobody writes to what it has
 	}
 	total := int64(0)
 	for _, disk := range f.Disks {

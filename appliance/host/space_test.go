@@ -7,8 +7,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kagami/appliance/config"
 	"kagami/appliance/control"
 	"kagami/ext4j/epoch"
+	"kagami/images"
 	"kagami/replica/wire"
 )
 
@@ -47,6 +49,21 @@ func TestSpaceIsPromisedOnce(t *testing.T) {
 		c.s.fs.set(func() { c.s.fs.free[c.s.path("state")] = c.own + promised + 32<<20 }) // the spool grows meanwhile
 	}
 	must(t, p.main.protect(t.Context(), req))
+}
+
+// TestFencedPromisesNothing: nobody writes to the images of a superseded source.
+func TestFencedPromisesNothing(t *testing.T) {
+	dir := t.TempDir()
+	d := newDaemon(&config.Config{StateDir: dir}, "test", images.OS{}, nil)
+	must(t, os.WriteFile(dir+"/vda.raw", nil, 0o600))
+	must(t, os.Truncate(dir+"/vda.raw", diskSize))
+	f := &groupFile{Name: testVM, Role: RoleSource, Disks: []diskFile{{Name: "vda", Image: dir + "/vda.raw", Size: diskSize}}}
+	for fenced, want := range map[string]int64{"": diskSize, "superseded": 0} {
+		f.Fenced = fenced
+		if n, err := newGroup(d, f).promised(); n != want || err != nil {
+			t.Errorf("fenced %q: %d bytes, %v", fenced, n, err)
+		}
+	}
 }
 
 // TestGroupsAreCounted: a peer cannot make groups without end, and all peers

@@ -118,6 +118,10 @@ func (g *group) settleProtect() error {
 	if !g.op.TryLock() {
 		return nil // it is not broken off
 	}
+	if d.find(g.name) != g {
+		g.op.Unlock()
+		return nil // forgotten meanwhile; the name may be another group's
+	}
 	ctx, cancel := context.WithTimeout(d.ctx, undoPatience)
 	defer cancel()
 	moved, err := d.attachedDisks(ctx, g)
