@@ -42,6 +42,9 @@ func (d *Daemon) detachDisks(ctx context.Context, g *group, files map[string]str
 func (d *Daemon) detachDisk(ctx context.Context, g *group, disk diskFile, file string, emit func(control.Event)) error {
 	for {
 		if !g.awaitReplica(ctx, d.linkPatience) {
+			if err := g.served(); err != nil {
+				return err // served anew, it might hide what it failed of
+			}
 			say(emit, "warning", "site %s is not connected: %s goes on without it, unprotected", g.snapshot().Peer, g.name)
 			if err := g.serveAlone(); err != nil {
 				return err
@@ -53,6 +56,16 @@ func (d *Daemon) detachDisk(ctx context.Context, g *group, disk diskFile, file s
 		}
 		say(emit, "warning", "disk %s: the copy is begun anew: %v", disk.Name, err)
 	}
+}
+
+// served refuses a group whose disks are not served, or that has failed.
+func (g *group) served() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.src != nil && g.state != Failed {
+		return nil
+	}
+	return failure("failed", fmt.Sprintf("the disks of %s are not served: %s", g.name, g.reason), "put that right and restart the daemon")
 }
 
 // awaitReplica waits a little until FLUSHes are answered: by the replica, or

@@ -91,11 +91,8 @@ func (d *Daemon) planUnprotect(ctx context.Context, g *group, req control.Unprot
 	if err := d.mustRun(ctx, g); err != nil {
 		return nil, err
 	}
-	g.mu.Lock()
-	served, reason := g.src != nil, g.reason
-	g.mu.Unlock()
-	if !served {
-		return nil, failure("failed", fmt.Sprintf("the disks of %s are not served: %s", g.name, reason), "put that right and restart the daemon")
+	if err := g.served(); err != nil {
+		return nil, err
 	}
 	files, err := g.filesFor(req.Files)
 	if err != nil {

@@ -3,10 +3,12 @@ package host
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"kagami/appliance/control"
 )
@@ -265,4 +267,24 @@ func TestLeavingInWords(t *testing.T) {
 	refusedAs(t, f.leaving(), control.ExitRefused, "web was unprotected, but site dr could not be told yet", "kagami forget web")
 	f.Purge = true
 	refusedAs(t, f.leaving(), control.ExitRefused, "web is not protected, its protect was taken back, but site dr")
+}
+
+// TestUnprotectOfFailed: a group that has failed comes to no end by itself. Its
+// disks are not moved, neither by unprotect nor by what undoes a protect.
+func TestUnprotectOfFailed(t *testing.T) {
+	p := newPair(t).up()
+	p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	g := p.main.d.find(testVM)
+	g.src.eng.Fail(errors.New("the disk broke"))
+	p.main.awaitState(testVM, "failed")
+	began := time.Now()
+	refusedAs(t, p.main.unprotect(control.UnprotectRequest{VM: testVM}), control.ExitFailed, "the disks of vm1 are not served: the disk broke", "restart the daemon")
+	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+	defer cancel()
+	err := p.main.d.detachDisks(ctx, g, map[string]string{"vda": p.main.path("disks", "back.raw")}, func(control.Event) {})
+	refusedAs(t, err, control.ExitFailed, "the disks of vm1 are not served: the disk broke", "restart the daemon")
+	if took := time.Since(began); took > commandLimit/2 {
+		t.Errorf("it took %v", took)
+	}
 }
