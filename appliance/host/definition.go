@@ -111,6 +111,9 @@ func (d *Daemon) oneReship(ctx context.Context, round func(context.Context) erro
 // there: it is what the VM is now.
 func (g *group) shipNow(ctx context.Context) error {
 	f := g.snapshot()
+	if !g.d.connected(f.Peer) {
+		return nil // its turn is another group's; the next attach makes up for it
+	}
 	hv, err := g.d.virt()
 	if err != nil {
 		return nil //nolint:nilerr // looked at again when libvirt is back

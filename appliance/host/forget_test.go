@@ -10,7 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"kagami/appliance/config"
 	"kagami/appliance/control"
+	"kagami/ext4j/epoch"
+	"kagami/images"
 )
 
 // scratch is the section of a declared group of one disk at site main.
@@ -339,6 +342,24 @@ func TestForgetUnreadable(t *testing.T) {
 	p.main.glob("state/forgotten/scratch.old-*/group.json")
 	if size := len(readFile(t, p.main.path("disks", "data.raw"))); size != 1<<20 {
 		t.Errorf("the image has %d bytes", size)
+	}
+}
+
+// TestForgottenIsNotSaved: who still holds a group that is gone does not write to
+// the file of the one that has its name now.
+func TestForgottenIsNotSaved(t *testing.T) {
+	d := newDaemon(&config.Config{StateDir: t.TempDir()}, "test", images.OS{}, nil)
+	old, other := newGroup(d, &groupFile{Name: testVM, ID: epoch.NewUUID()}), newGroup(d, &groupFile{Name: testVM, ID: epoch.NewUUID()})
+	must(t, os.MkdirAll(old.dir, 0o700))
+	d.add(old)
+	must(t, old.update(func(*groupFile) {}))
+	d.forget(old)
+	must(t, other.update(func(*groupFile) {}))
+	if err := old.update(func(*groupFile) {}); err == nil {
+		t.Error("it is saved")
+	}
+	if b := readFile(t, old.dir+"/group.json"); !strings.Contains(string(b), other.file.ID.String()) {
+		t.Errorf("the file is now %s", b)
 	}
 }
 

@@ -174,9 +174,13 @@ func (g *group) current() State {
 }
 
 // update changes the group file and makes the change durable before it is seen.
+// The file of a group that is gone may be another group's.
 func (g *group) update(change func(*groupFile)) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.gone {
+		return fmt.Errorf("save state of group %s: it was removed", g.name)
+	}
 	next := *g.file
 	next.Disks = append([]diskFile(nil), g.file.Disks...)
 	change(&next)
