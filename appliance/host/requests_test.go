@@ -135,21 +135,25 @@ func TestMoreRequestsThanALinkTakes(t *testing.T) {
 	must(t, err)
 	m := wire.Manifest{Name: "more", ID: epoch.NewUUID(), Lineage: epoch.NewUUID(), Session: 1,
 		Disks: []wire.Disk{{Name: "vda", ID: epoch.NewUUID(), Size: diskSize, BlockSize: 512}}}
+	ask := func(patience time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		return sess.Call(ctx, wire.MethodCheck, wire.CheckRequest{Manifest: m}, &wire.CheckResponse{})
+	}
 	p.dr.d.making.Lock() // a check of a new group waits
+	if err := ask(100 * time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one that is given up: %v", err) // the peer goes on with it
+	}
 	const requests = 3 * wire.MaxCalls
 	answers := make(chan error, requests)
 	for range requests {
-		go func() {
-			answers <- sess.Call(t.Context(), wire.MethodCheck, wire.CheckRequest{Manifest: m}, &wire.CheckResponse{})
-		}()
+		go func() { answers <- ask(commandLimit) }()
 	}
-	late, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	err = sess.Call(late, wire.MethodCheck, wire.CheckRequest{Manifest: m}, nil)
-	p.dr.d.making.Unlock()
-	if !errors.Is(err, context.DeadlineExceeded) {
+	time.Sleep(300 * time.Millisecond)
+	if err := ask(100 * time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("one more, while all wait: %v", err)
 	}
+	p.dr.d.making.Unlock()
 	for range requests {
 		if err := <-answers; err != nil {
 			t.Error(err)

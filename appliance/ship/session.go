@@ -26,7 +26,7 @@ type Session struct {
 	cancel  context.CancelCauseFunc
 	done    chan struct{} // closed when every goroutine has ended
 	writes  sync.Mutex    // one frame at a time on the control connection
-	asking  chan struct{} // one token per request that waits for its response
+	asking  chan struct{} // one token per request without a response, even if its caller has given up
 
 	mu       sync.Mutex
 	cond     *sync.Cond // there may be something to send, or the session ended
@@ -134,11 +134,7 @@ func (s *Session) handle(t wire.Type, body []byte) error {
 		if err := wire.DecodeJSON(body, &resp); err != nil {
 			return err
 		}
-		s.mu.Lock()
-		ch := s.calls[resp.ID]
-		delete(s.calls, resp.ID)
-		s.mu.Unlock()
-		if ch != nil {
+		if ch := s.takeCall(resp.ID); ch != nil {
 			ch <- resp // has room: one response per call
 		}
 		return nil
@@ -186,7 +182,6 @@ func (s *Session) Call(ctx context.Context, method string, params, result any) e
 	}
 	select {
 	case s.asking <- struct{}{}:
-		defer func() { <-s.asking }()
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %s is busy with other requests: %w", method, s.l.o.Peer, context.Cause(ctx))
 	case <-s.ctx.Done(): // the same as below
@@ -201,13 +196,9 @@ func (s *Session) Call(ctx context.Context, method string, params, result any) e
 	id := s.nextCall
 	s.calls[id] = ch
 	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		delete(s.calls, id)
-		s.mu.Unlock()
-	}()
 	b, err := wire.AppendJSON(nil, wire.TypeRequest, wire.Request{ID: id, Method: method, Params: p}, s.seed)
 	if err != nil {
+		s.takeCall(id)
 		return err
 	}
 	if err := s.write(b); err != nil {
@@ -215,6 +206,20 @@ func (s *Session) Call(ctx context.Context, method string, params, result any) e
 		return err
 	}
 	return s.await(ctx, method, ch, result)
+}
+
+// takeCall ends a call that has its response and makes room for another; nil
+// says that there is none.
+func (s *Session) takeCall(id uint64) chan<- wire.Response {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ch := s.calls[id]
+	if ch == nil {
+		return nil
+	}
+	delete(s.calls, id)
+	<-s.asking // its own
+	return ch
 }
 
 func (s *Session) await(ctx context.Context, method string, ch <-chan wire.Response, result any) error {
