@@ -59,8 +59,7 @@ func (d *Daemon) reshipChanged(ctx context.Context, hv Hypervisor, g *group) {
 		if err != nil {
 			return // gone, or looked at again when libvirt is back
 		}
-		was, err := images.ReadFile(d.fs, g.dir+"/domain.xml", maxXML)
-		if err == nil && string(was) == xml {
+		if g.hasDomain(xml) {
 			return
 		}
 	}

@@ -254,27 +254,6 @@ func TestForgetBrokenOff(t *testing.T) {
 	p.dr.glob("state/images/vm1/vda.raw.old-*")
 }
 
-// TestForgetFencedBeforeItsVM: the VM of a source that was superseded while it ran
-// cannot be moved back to files; it has to be stopped.
-func TestForgetFencedBeforeItsVM(t *testing.T) {
-	p := newPair(t).up()
-	vm := p.main.addVM(testVM, "vda")
-	p.main.mustProtect(testVM)
-	_, err := p.dr.failover(control.FailoverRequest{VM: testVM, Force: true, NoStart: true})
-	must(t, err)
-	p.main.awaitState(testVM, "fenced")
-	vm.destroy()
-	await(t, "the VM to let go", func() bool { return p.main.group(testVM).Disks[0].Clients == 0 })
-	m, err := openExport(p.main.path("run", "vm1-vda.sock"), "vda") // as a VM that connects again
-	must(t, err)
-	await(t, "it to be connected", func() bool { return p.main.group(testVM).Disks[0].Clients == 1 })
-	refusedAs(t, p.main.forget(control.ForgetRequest{Group: testVM}), control.ExitRefused, "the superseded VM vm1 runs here", "virsh destroy vm1")
-	must(t, m.Close())
-	await(t, "it to let go", func() bool { return p.main.group(testVM).Disks[0].Clients == 0 })
-	must(t, p.main.forget(control.ForgetRequest{Group: testVM}))
-	p.main.gone(testVM)
-}
-
 // TestForgetLeaving: a site that never comes back need not be told.
 func TestForgetLeaving(t *testing.T) {
 	p := newPair(t).up()
