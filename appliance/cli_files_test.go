@@ -76,7 +76,7 @@ func TestConfigCheckLooksAtTheMachine(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	write(t, file, strings.Replace(read(t, file), "enabled: false", "enabled: false, socket_group: no-such-group", 1))
-	if r := kagami(t, "config", "check", file); r.code != control.ExitUsage || !strings.Contains(r.err, `libvirt.socket_group: "no-such-group": no such group`) {
+	if r := kagami(t, "config", "check", file); r.code != control.ExitUsage || !strings.Contains(r.err, `libvirt.socket_group: "no-such-group": no such group`) || !strings.Contains(r.err, "next: name a group of this machine") {
 		t.Errorf("a group of sockets without libvirt: %+v", r)
 	}
 	conf("dr", "root")

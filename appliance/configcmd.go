@@ -63,11 +63,13 @@ and groups it names are there and belong together. Ends with 2 if anything is.`,
 // checkHost looks for what the configuration needs of this machine.
 func (a *app) checkHost(c *config.Config) error {
 	var problems []error
+	hint := "the file itself is good; kagami pki --help tells how to make certificates"
 	groups := map[string]string{"control.group": c.Control.Group, "libvirt.socket_group": c.Libvirt.SocketGroup}
 	for _, key := range []string{"control.group", "libvirt.socket_group"} {
 		if g := groups[key]; g != "" {
 			if _, err := user.LookupGroup(g); err != nil {
 				problems = append(problems, fmt.Errorf("%s: %q: no such group on this machine", key, g))
+				hint = "name a group of this machine (getent group lists them), or make this one; kagami pki --help tells how to make certificates"
 			}
 		}
 	}
@@ -85,7 +87,7 @@ func (a *app) checkHost(c *config.Config) error {
 	}
 	return &control.Error{
 		Code: "config", Message: "configuration: " + errors.Join(problems...).Error(),
-		Hint: "the file itself is good; kagami pki --help tells how to make certificates", Exit: control.ExitUsage,
+		Hint: hint, Exit: control.ExitUsage,
 	}
 }
 

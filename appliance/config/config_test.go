@@ -87,7 +87,7 @@ listen: "[::1]:7000"
 metrics: 127.0.0.1:7001
 control: {socket: /srv/run/c.sock, group: ops}
 tls: {ca: /t/ca, cert: /t/cert, key: /t/key}
-libvirt: {uri: "test:///default", socket_group: kvm, enabled: true, emulation: qemu}
+libvirt: {uri: "qemu:///session", socket_group: kvm, enabled: true, emulation: qemu}
 peers:
   - {name: dr.1x, address: "192.0.2.1:7400", connections: 10}
   - {name: other, address: "[2001:db8::1]:7400"}
@@ -128,7 +128,7 @@ func TestFull(t *testing.T) {
 		Site: "here", StateDir: "/srv/state", RunDir: "/srv/run", Listen: "[::1]:7000", Metrics: "127.0.0.1:7001",
 		Control: Control{Socket: "/srv/run/c.sock", Group: "ops"},
 		TLS:     TLS{CA: "/t/ca", Cert: "/t/cert", Key: "/t/key"},
-		Libvirt: Libvirt{URI: "test:///default", SocketGroup: "kvm", Enabled: true, Emulation: "qemu"},
+		Libvirt: Libvirt{URI: "qemu:///session", SocketGroup: "kvm", Enabled: true, Emulation: "qemu"},
 		Peers: []Peer{
 			{Name: "dr.1x", Address: "192.0.2.1:7400", Connections: 10},
 			{Name: "other", Address: "[2001:db8::1]:7400", Connections: 4},

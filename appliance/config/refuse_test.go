@@ -136,7 +136,9 @@ func TestRefused(t *testing.T) {
 		{"enabled: true", "enabled: True", `k.yaml:15: libvirt.enabled: "True": allowed: true or false`},
 		{"enabled: true", "enabled: false", `k.yaml:32: groups[0].domain: needs libvirt, and libvirt.enabled is false`},
 		{"enabled: true", "emulation: xen", `k.yaml:15: libvirt.emulation: "xen": allowed: auto, kvm, qemu`},
-		{"uri: qemu:///system", "uri: local", `k.yaml:14: libvirt.uri: "local": allowed: a libvirt URI such as qemu:///system`},
+		{"uri: qemu:///system", "uri: local", `k.yaml:14: libvirt.uri: "local": allowed: a libvirt URI of QEMU on this host, such as qemu:///system`},
+		{"uri: qemu:///system", "uri: test:///default", `k.yaml:14: libvirt.uri: "test:///default": allowed: a libvirt URI of QEMU on this host, such as qemu:///system`},
+		{"uri: qemu:///system", "uri: qemu+ssh://dr/system", `k.yaml:14: libvirt.uri: "qemu+ssh://dr/system": allowed: a libvirt URI of QEMU on this host, such as qemu:///system`},
 		// groups
 		{"  peer: dr", "  peer: dr2", `k.yaml:22: groups[0].peer: "dr2": no such peer; allowed: dr`},
 		{"  peer: dr\n", "", `k.yaml:21: groups[0].peer: missing; a group with declared disks needs the peer it replicates with: dr`},

@@ -158,8 +158,9 @@ func (v *validator) site(c *Config) {
 		}
 	}
 	if c.Libvirt.Enabled {
-		if u, err := url.Parse(c.Libvirt.URI); err != nil || u.Scheme == "" {
-			v.add("libvirt.uri", c.Libvirt.URI, "allowed: a libvirt URI such as qemu:///system")
+		// The sockets of disks are this host's, and QEMU's alone are known.
+		if u, err := url.Parse(c.Libvirt.URI); err != nil || u.Scheme != "qemu" && u.Scheme != "qemu+unix" || u.Host != "" {
+			v.add("libvirt.uri", c.Libvirt.URI, "allowed: a libvirt URI of QEMU on this host, such as qemu:///system")
 		}
 	}
 }

@@ -158,7 +158,7 @@ listen: %s
 tls: {ca: %s, cert: %s, key: %s}
 libvirt:
   enabled: %v
-  uri: test:///default
+  uri: qemu:///system
   socket_group: ""
   emulation: %s
 %s%s%s`, s.name, s.path("state"), s.path(s.runDir), s.address, s.path("pki", "ca.crt"), s.path("pki", "site.crt"), s.path("pki", "site.key"),
