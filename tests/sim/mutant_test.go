@@ -22,7 +22,7 @@ func TestMutants(t *testing.T) {
 		{FlushThere, 20, nil},
 		{UnsyncedLog, 40, nil},
 		{ReuseSession, 10, nil},
-		{DropRequeue, 20, nil},
+		{DropRequeue, 20, connectionsDie},
 		{EarlyResync, 20, nil},
 		{NoHold, 40, nil},
 		{NoEntryFlush, 20, strangersRead},
@@ -50,7 +50,8 @@ func TestMutants(t *testing.T) {
 
 // TestScripts plays the mutants' scripts without a mutant.
 func TestScripts(t *testing.T) {
-	for name, script := range map[string]func(*World) error{"strangersRead": strangersRead, "crashInCompare": crashInCompare, "rotAndRestart": rotAndRestart} {
+	for name, script := range map[string]func(*World) error{"strangersRead": strangersRead, "crashInCompare": crashInCompare,
+		"rotAndRestart": rotAndRestart, "connectionsDie": connectionsDie} {
 		if raceEnabled && name != "crashInCompare" {
 			continue
 		}
@@ -74,6 +75,15 @@ func strangersRead(w *World) error {
 		}
 		w.net.Cut(false)
 		time.Sleep(10 * time.Second)
+	}
+	return nil
+}
+
+// connectionsDie: data connections die one after another while the guest writes.
+func connectionsDie(w *World) error {
+	for range 40 {
+		w.net.killData()
+		w.rest(50 * time.Millisecond)
 	}
 	return nil
 }
