@@ -261,6 +261,12 @@ func (m *Mount) Unmount() error {
 	if !m.mounted {
 		return nil
 	}
+	// A mount namespace that was made meanwhile, for a libvirt of another test say,
+	// has a copy of this mount and keeps the file system in use beyond the
+	// unmount. Made read-only, it is in good order for all of them.
+	if err := unix.Mount("", m.Dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", m.Dir, err)
+	}
 	if err := unix.Unmount(m.Dir, 0); err != nil {
 		return fmt.Errorf("unmount %s: %w", m.Dir, err)
 	}

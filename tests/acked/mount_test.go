@@ -3,6 +3,7 @@ package acked
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -396,5 +397,40 @@ func TestMountRefusals(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(temp, "kagami-acked-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q (%v)", left, err)
+	}
+}
+
+// TestUnmountBesideCopy: a mount namespace that has a copy of the mount does
+// not keep the file system from being in good order after Unmount.
+func TestUnmountBesideCopy(t *testing.T) {
+	need(t, "nbdkit", "unshare", "dumpe2fs")
+	image := newImage(t)
+	s := serve(t, "file", image)
+	m := mountNBD(t, NBDOptions{Socket: s.socket, Bridge: NBDFuse, Mkfs: true})
+	holder := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", "echo; exec sleep 60")
+	out, err := holder.StdoutPipe()
+	if err == nil {
+		err = holder.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = holder.Process.Kill() // it may have ended
+		_ = holder.Wait()
+	})
+	if _, err := out.Read(make([]byte, 1)); err != nil { // the copy is there
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(m.Dir, "new"))
+	if err == nil {
+		_, err = f.WriteString("known to the journal alone, until it is emptied")
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err = errors.Join(err, m.Unmount()); err != nil {
+		t.Fatal(err)
+	}
+	if head, err := exec.Command("dumpe2fs", "-h", image).CombinedOutput(); err != nil || bytes.Contains(head, []byte("needs_recovery")) {
+		t.Errorf("%v: %s", err, head)
 	}
 }
