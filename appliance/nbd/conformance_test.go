@@ -336,7 +336,10 @@ func TestKernelExt4(t *testing.T) {
 	src := randomFile(t, 20<<20)
 	for pass := range 2 {
 		run(t, "mount", "-o", "discard", dev, mnt)
-		unmount := func() { run(t, "umount", mnt) }
+		unmount := func() {
+			run(t, "mount", "-o", "remount,ro", mnt) // a copy in another mount namespace may outlive the unmount
+			run(t, "umount", mnt)
+		}
 		t.Cleanup(func() {
 			if unmount != nil {
 				unmount()

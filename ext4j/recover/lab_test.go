@@ -125,6 +125,10 @@ func (m *mounted) unmount() {
 	if m.loop == "" {
 		return
 	}
+	// A mount namespace made meanwhile may have a copy of this mount. The file
+	// system is in order all the same once it is read-only; one that was shut down
+	// cannot be made so, and has nothing to bring in order.
+	_ = unix.Mount("", m.dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 	for i := 0; ; i++ {
 		err := unix.Unmount(m.dir, 0)
 		if err == nil {

@@ -299,6 +299,9 @@ func (l *Lab) spawn(name string) (*process, error) {
 		return nil, err
 	}
 	var script strings.Builder
+	// What other tests have mounted they must be able to unmount: a copy in this
+	// namespace would keep their file systems in use.
+	fmt.Fprintf(&script, "grep -E '^/dev/loop|^[^ ]+ [^ ]+ fuse' /proc/self/mounts | cut -d' ' -f2 | grep '^%s/' | tac | while read -r d; do umount -l \"$d\"; done\n", os.TempDir())
 	for _, p := range ps {
 		fmt.Fprintf(&script, "mount --bind '%s' '%s' || exit 1\n", p[0], p[1])
 	}

@@ -3,9 +3,13 @@ package lab
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"kagami/tests/acked"
 )
 
 func virsh(t *testing.T, l *Lab, args ...string) string {
@@ -47,5 +51,31 @@ func TestTwoLabsShareNothing(t *testing.T) {
 	}
 	if b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err == nil && !strings.Contains(string(b), ") Z") {
 		t.Fatalf("the guest outlived its lab: %s", b)
+	}
+}
+
+// TestLabHoldsNoMounts: a file system that another test has mounted is gone
+// when that test unmounts it, its loop device too.
+func TestLabHoldsNoMounts(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "fs")
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", image, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	m, err := acked.MountImage(t.Context(), image, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ForTest(t, Options{})
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		out, err := exec.Command("losetup", "-j", image).CombinedOutput()
+		if err == nil && len(out) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("still in use: %v %s", err, out)
+		}
 	}
 }
