@@ -66,7 +66,12 @@ func TestLabHoldsNoMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	ForTest(t, Options{})
-	if err := m.Close(); err != nil {
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := m.Unmount(); err != nil { // and no more: the kernel takes all mounts off a folder that is removed
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
