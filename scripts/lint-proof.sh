@@ -23,7 +23,7 @@ ext4j/changemap          kagami/appliance/control
 ext4j/epoch              kagami/appliance/control
 ext4j/jbd2               kagami/appliance/control
 ext4j/recover            kagami/images
-ext4j/super              kagami/appliance/control
+ext4j/ext4              kagami/appliance/control
 images                   kagami/appliance/control
 qmp                      kagami/images
 replica                  kagami/appliance/control

@@ -10,7 +10,7 @@ import (
 	"kagami/appliance/control"
 	"kagami/ext4j/epoch"
 	"kagami/ext4j/recover"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 	"kagami/images"
 	"kagami/qmp"
 	"kagami/replica"
@@ -282,9 +282,9 @@ func (g *group) replayOne(dev diskDevice, df diskFile, p images.Partition, emit 
 	}
 	rep, err := recover.Run(dev, p.Start, p.Length, recover.Options{})
 	switch {
-	case errors.Is(err, super.ErrNotExt4):
+	case errors.Is(err, ext4.ErrNotExt4):
 		return nil
-	case errors.Is(err, recover.ErrRefused), errors.Is(err, super.ErrUnsupported), errors.Is(err, super.ErrCorrupt):
+	case errors.Is(err, recover.ErrRefused), errors.Is(err, ext4.ErrUnsupported), errors.Is(err, ext4.ErrCorrupt):
 		g.failoverNote(emit, fmt.Sprintf("%s: the journal is left as it is, the guest's kernel will replay it: %v", what, err))
 		return nil
 	case err != nil:

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // area is a run of bytes that is compared by other means.
@@ -93,7 +93,7 @@ func superFields(t testing.TB, a, b string) []string {
 		{"raid", 0x164, 0x10}, {"misc", 0x174, 4}, {"kbytes written", 0x178, 8}, {"snapshot", 0x180, 0x14}, {"error record", 0x194, 0x6c},
 		{"mount opts", 0x200, 0x40}, {"quota", 0x240, 8}, {"overhead", 0x248, 4}, {"rest", 0x24c, 0x28}, {"wtime hi", 0x274, 1},
 		{"times hi", 0x275, 7}, {"orphan file", 0x27c, 8}, {"reserved", 0x284, 0x178}, {"checksum", 0x3fc, 4}}
-	ra, rb := rawAt(t, a, super.Offset, super.Size), rawAt(t, b, super.Offset, super.Size)
+	ra, rb := rawAt(t, a, ext4.Offset, ext4.Size), rawAt(t, b, ext4.Offset, ext4.Size)
 	var diff []string
 	seen := 0
 	for _, f := range fields {

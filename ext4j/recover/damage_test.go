@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kagami/ext4j/jbd2"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // change edits an image's journal through a callback on block n of it.
@@ -162,7 +162,7 @@ func compareDamaged(t *testing.T, ours, theirs string, next jbd2.TID) {
 	if fs.LastOrphan != 0 {
 		run(t, 15, "e2fsck", "-y", "-E", "journal_only", ours)
 	}
-	if d := differing(t, ours, theirs, int64(fs.BlockSize), area{super.Offset, super.Size}, area{at, jbd2.SuperblockSize}); len(d) > 0 {
+	if d := differing(t, ours, theirs, int64(fs.BlockSize), area{ext4.Offset, ext4.Size}, area{at, jbd2.SuperblockSize}); len(d) > 0 {
 		t.Errorf("blocks %v differ from e2fsck's\n%s", d, out)
 	}
 	if d := without(superFields(t, ours, theirs), "wtime", "wtime hi", "kbytes written", "checksum", "free blocks", "free inodes"); len(d) > 0 {
@@ -193,10 +193,10 @@ func TestErrorRecord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if fs, _, _ := journalOf(t, ours); fs.State&super.StateErrors == 0 {
+		if fs, _, _ := journalOf(t, ours); fs.State&ext4.StateErrors == 0 {
 			t.Errorf("image %d: no mark of errors: state %d", i, fs.State)
 		}
-		if count := rawAt(t, ours, super.Offset+0x194, 1)[0]; int(count) != i {
+		if count := rawAt(t, ours, ext4.Offset+0x194, 1)[0]; int(count) != i {
 			t.Errorf("image %d: %d errors on record", i, count)
 		}
 		compareKernel(t, img, ours, "", rep)

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"kagami/ext4j/jbd2"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // refusedImages are the images of e2fsprogs' tests that are refused, and the words of it.
@@ -70,7 +70,7 @@ func compareForeign(t *testing.T, img, ours string, rep Report) {
 	theirs := copyFile(t, img)
 	out := run(t, 15, "e2fsck", "-y", "-E", "journal_only", theirs)
 	fs, _, at := journalOf(t, ours)
-	if d := differing(t, ours, theirs, int64(fs.BlockSize), area{super.Offset, super.Size}, area{at, jbd2.SuperblockSize}); len(d) > 0 {
+	if d := differing(t, ours, theirs, int64(fs.BlockSize), area{ext4.Offset, ext4.Size}, area{at, jbd2.SuperblockSize}); len(d) > 0 {
 		t.Errorf("blocks %v differ from e2fsck's\n%s", d, out)
 	}
 	if d := without(superFields(t, ours, theirs), "wtime", "wtime hi", "kbytes written", "checksum", "free blocks", "free inodes"); len(d) > 0 {

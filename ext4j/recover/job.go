@@ -5,19 +5,19 @@ import (
 	"fmt"
 
 	"kagami/ext4j/jbd2"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // job is a recovery that is decided and not yet written.
 type job struct {
-	fs      *super.FS // as it is
+	fs      *ext4.FS // as it is
 	journal *journal
 	view    *view // as it will be
 	rep     *Report
 
-	disk   super.Raw                 // the superblock as it is
-	replay super.Raw                 // of step 2: replayed, needs_recovery still set
-	final  super.Raw                 // of step 4
+	disk   ext4.Raw                 // the superblock as it is
+	replay ext4.Raw                 // of step 2: replayed, needs_recovery still set
+	final  ext4.Raw                 // of step 4
 	empty  [jbd2.SuperblockSize]byte // the journal's superblock of step 3
 }
 
@@ -74,22 +74,22 @@ func (k *job) scan() (jbd2.Log, error) {
 // still lead to the same journal.
 func (k *job) superblocks() error {
 	k.disk = k.fs.Raw()
-	if err := k.read(k.replay[:], super.Offset); err != nil {
+	if err := k.read(k.replay[:], ext4.Offset); err != nil {
 		return err
 	}
 	k.replay.KeepErrors(&k.disk)
-	state := k.replay.State() | k.disk.State()&super.StateErrors
+	state := k.replay.State() | k.disk.State()&ext4.StateErrors
 	if k.rep.MarkedErrors {
-		state |= super.StateErrors
+		state |= ext4.StateErrors
 	}
 	if k.rep.Damaged > 0 {
-		state &^= super.StateValid
+		state &^= ext4.StateValid
 	}
 	k.replay.SetState(state)
-	k.replay.SetIncompat(k.replay.Incompat() | super.Recover)
+	k.replay.SetIncompat(k.replay.Incompat() | ext4.Recover)
 	k.replay.SetChecksum()
-	k.view.patches = []patch{{super.Offset, k.replay[:]}}
-	after, err := super.Probe(k.view, 0, k.view.size)
+	k.view.patches = []patch{{ext4.Offset, k.replay[:]}}
+	after, err := ext4.Probe(k.view, 0, k.view.size)
 	if err != nil {
 		return asRefusal("superblock in the journal", err)
 	}
@@ -100,14 +100,14 @@ func (k *job) superblocks() error {
 }
 
 // finish decides the last version of the superblock.
-func (k *job) finish(after *super.FS) error {
+func (k *job) finish(after *ext4.FS) error {
 	blocks, inodes, err := after.CountFree()
 	if err != nil {
 		return asRefusal("free counts", err)
 	}
 	k.final = k.replay
-	k.final.SetFree(blocks, inodes, after.Incompat&super.Bit64 != 0)
-	k.final.SetIncompat(k.final.Incompat() &^ super.Recover)
+	k.final.SetFree(blocks, inodes, after.Incompat&ext4.Bit64 != 0)
+	k.final.SetIncompat(k.final.Incompat() &^ ext4.Recover)
 	k.final.SetChecksum()
 	k.view.patches[0].data = k.final[:]
 	after.FreeBlocks, after.FreeInodes = blocks, inodes
@@ -142,7 +142,7 @@ func (k *job) checkTorn() error {
 		return nil
 	}
 	if !bytes.Equal(k.disk[sector:], k.replay[sector:]) && !bytes.Equal(k.disk[sector:], k.final[sector:]) {
-		return refuse("%w of the superblock", super.ErrChecksum)
+		return refuse("%w of the superblock", ext4.ErrChecksum)
 	}
 	k.rep.Resumed = true
 	return nil

@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"kagami/ext4j/jbd2"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // MaxJournalBlocks is the length of the longest journal this package takes
@@ -16,15 +16,15 @@ const MaxJournalBlocks = 4 << 20
 
 // journal is the file system's internal journal.
 type journal struct {
-	fs    *super.FS
+	fs    *ext4.FS
 	super jbd2.Superblock
 	raw   [jbd2.SuperblockSize]byte
-	bmap  *super.BlockMap
+	bmap  *ext4.BlockMap
 }
 
 // openJournal finds the journal, maps its blocks and reads its superblock.
 // Errors that are not of reading wrap ErrRefused.
-func openJournal(fs *super.FS) (*journal, error) {
+func openJournal(fs *ext4.FS) (*journal, error) {
 	if err := checkJournalKind(fs); err != nil {
 		return nil, err
 	}
@@ -55,9 +55,9 @@ func openJournal(fs *super.FS) (*journal, error) {
 	return j, nil
 }
 
-func checkJournalKind(fs *super.FS) error {
+func checkJournalKind(fs *ext4.FS) error {
 	switch {
-	case fs.Compat&super.HasJournal == 0:
+	case fs.Compat&ext4.HasJournal == 0:
 		return refuse("the file system needs recovery but has no journal")
 	case fs.JournalInum == 0:
 		return refuse("the journal is on another device (UUID %x)", fs.JournalUUID)
@@ -72,7 +72,7 @@ func checkJournalKind(fs *super.FS) error {
 // asRefusal turns what a decoder found wrong into a refusal; errors of
 // reading stay what they are.
 func asRefusal(doing string, err error) error {
-	for _, kind := range []error{ErrRefused, super.ErrCorrupt, super.ErrChecksum, super.ErrUnsupported, super.ErrNotExt4, jbd2.ErrCorrupt, jbd2.ErrUnsupported} {
+	for _, kind := range []error{ErrRefused, ext4.ErrCorrupt, ext4.ErrChecksum, ext4.ErrUnsupported, ext4.ErrNotExt4, jbd2.ErrCorrupt, jbd2.ErrUnsupported} {
 		if !errors.Is(err, kind) {
 			continue
 		}
@@ -94,7 +94,7 @@ func (j *journal) read(logical uint32, p []byte) error {
 }
 
 // sameIn checks that another state of the file system has its journal in the same place.
-func (j *journal) sameIn(fs *super.FS) error {
+func (j *journal) sameIn(fs *ext4.FS) error {
 	in, err := fs.Inode(j.fs.JournalInum)
 	if err != nil {
 		return err

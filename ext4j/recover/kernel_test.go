@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kagami/ext4j/jbd2"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // combo is one kind of file system as the kernel writes it.
@@ -114,7 +114,7 @@ func TestKernelImages(t *testing.T) {
 func checkKind(t *testing.T, c combo, img string, wrapped *int) {
 	t.Helper()
 	fs, j, _ := journalOf(t, img)
-	if fs.Incompat&super.Recover == 0 || j.super.Start == 0 {
+	if fs.Incompat&ext4.Recover == 0 || j.super.Start == 0 {
 		t.Fatalf("nothing to recover: %v, %+v", fs.Incompat, j.super)
 	}
 	const kinds = jbd2.SumV1 | jbd2.SumV2 | jbd2.SumV3 | jbd2.AsyncCommit
@@ -171,7 +171,7 @@ func compareRecoveries(t *testing.T, img, mount string) {
 }
 
 // journalOf probes an image and finds its journal's superblock.
-func journalOf(t testing.TB, img string) (*super.FS, *journal, int64) {
+func journalOf(t testing.TB, img string) (*ext4.FS, *journal, int64) {
 	t.Helper()
 	f, err := os.Open(img)
 	if err != nil {
@@ -179,7 +179,7 @@ func journalOf(t testing.TB, img string) (*super.FS, *journal, int64) {
 	}
 	t.Cleanup(func() { f.Close() })
 	st, _ := f.Stat()
-	fs, err := super.Probe(f, 0, st.Size())
+	fs, err := ext4.Probe(f, 0, st.Size())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func compareE2fsck(t *testing.T, img, ours string, rep Report) {
 		ours = copyFile(t, ours)
 		run(t, 1, "e2fsck", "-y", "-E", "journal_only", ours)
 	}
-	except := append(metaBgCopies(fs), area{super.Offset, super.Size}, area{at, jbd2.SuperblockSize})
+	except := append(metaBgCopies(fs), area{ext4.Offset, ext4.Size}, area{at, jbd2.SuperblockSize})
 	if d := differing(t, ours, theirs, int64(fs.BlockSize), except...); len(d) > 0 {
 		t.Errorf("blocks %v differ from e2fsck's\n%s", d, out)
 	}
@@ -219,8 +219,8 @@ func compareE2fsck(t *testing.T, img, ours string, rep Report) {
 
 // metaBgCopies are the copies of group descriptors with meta_bg, which e2fsck
 // renews whenever it writes the superblock; the kernel and this package leave them.
-func metaBgCopies(fs *super.FS) []area {
-	if fs.Incompat&super.MetaBg == 0 {
+func metaBgCopies(fs *ext4.FS) []area {
+	if fs.Incompat&ext4.MetaBg == 0 {
 		return nil
 	}
 	var out []area
@@ -249,7 +249,7 @@ func compareKernel(t *testing.T, img, ours, mount string, rep Report) {
 		return
 	}
 	fs, j, at := journalOf(t, ours)
-	if d := differing(t, ours, theirs, int64(fs.BlockSize), area{super.Offset, super.Size}, area{at, jbd2.SuperblockSize}); len(d) > 0 {
+	if d := differing(t, ours, theirs, int64(fs.BlockSize), area{ext4.Offset, ext4.Size}, area{at, jbd2.SuperblockSize}); len(d) > 0 {
 		t.Errorf("blocks %v differ from the kernel's", d)
 	}
 	if d := without(superFields(t, ours, theirs), "wtime", "wtime hi", "kbytes written", "checksum"); len(d) > 0 {

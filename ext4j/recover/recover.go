@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // ErrRefused marks what this package does not do, because it could not do it
@@ -32,7 +32,7 @@ type Options struct {
 
 // Run replays the journal of the file system that takes the size bytes of dev from
 // offset on. The caller must be its only user. With needs_recovery clear there is
-// nothing to do, which is no error. super.ErrNotExt4 and errors that wrap ErrRefused
+// nothing to do, which is no error. ext4.ErrNotExt4 and errors that wrap ErrRefused
 // mean that nothing was written; other errors are those of dev, after which Run may be
 // repeated.
 func Run(dev Device, offset, size int64, opts Options) (Report, error) {
@@ -63,14 +63,14 @@ func plan(r io.ReaderAt, offset, size int64) (*job, Report, error) {
 	if offset%sector != 0 {
 		return nil, Report{}, refuse("the file system starts at byte %d, within a sector", offset)
 	}
-	fs, err := super.ProbeUnverified(r, offset, size)
-	if errors.Is(err, super.ErrNotExt4) {
+	fs, err := ext4.ProbeUnverified(r, offset, size)
+	if errors.Is(err, ext4.ErrNotExt4) {
 		return nil, Report{}, err
 	}
 	if err != nil {
 		return nil, Report{}, asRefusal("superblock", err)
 	}
-	rep := Report{UUID: fs.UUID, Label: fs.Label, Needed: fs.Incompat&super.Recover != 0}
+	rep := Report{UUID: fs.UUID, Label: fs.Label, Needed: fs.Incompat&ext4.Recover != 0}
 	if !rep.Needed {
 		err := checkClean(fs)
 		describe(&rep, fs)
@@ -89,12 +89,12 @@ func plan(r io.ReaderAt, offset, size int64) (*job, Report, error) {
 
 // checkClean looks at a file system without needs_recovery. The kernel would
 // ignore its journal and e2fsck replay it if there is anything in it.
-func checkClean(fs *super.FS) error {
+func checkClean(fs *ext4.FS) error {
 	raw := fs.Raw()
 	if !raw.ChecksumOK() {
-		return refuse("%w of the superblock", super.ErrChecksum)
+		return refuse("%w of the superblock", ext4.ErrChecksum)
 	}
-	if fs.Compat&super.HasJournal == 0 || fs.JournalInum == 0 {
+	if fs.Compat&ext4.HasJournal == 0 || fs.JournalInum == 0 {
 		return nil
 	}
 	if j, err := openJournal(fs); err == nil && j.super.Start != 0 {
@@ -104,7 +104,7 @@ func checkClean(fs *super.FS) error {
 }
 
 // describe fills in what a superblock says about the recovered file system.
-func describe(rep *Report, fs *super.FS) {
+func describe(rep *Report, fs *ext4.FS) {
 	rep.FreeBlocks, rep.FreeInodes = fs.FreeBlocks, fs.FreeInodes
-	rep.Orphans = fs.LastOrphan != 0 || fs.ROCompat&super.OrphanPresent != 0
+	rep.Orphans = fs.LastOrphan != 0 || fs.ROCompat&ext4.OrphanPresent != 0
 }

@@ -11,7 +11,7 @@ import (
 
 	"kagami/ext4j/jbd2"
 	"kagami/ext4j/jbd2/jtest"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // TestRefused: what cannot be done exactly is refused, and nothing is written.
@@ -19,10 +19,10 @@ func TestRefused(t *testing.T) {
 	const feats = jbd2.SumV3 | jbd2.Revoke
 	le := binary.LittleEndian
 	raw32 := func(off int, v uint32) func(*synth) {
-		return func(s *synth) { s.editSuper(func(r *super.Raw) { le.PutUint32(r[off:], v) }) }
+		return func(s *synth) { s.editSuper(func(r *ext4.Raw) { le.PutUint32(r[off:], v) }) }
 	}
 	or32 := func(off int, v uint32) func(*synth) {
-		return func(s *synth) { s.editSuper(func(r *super.Raw) { le.PutUint32(r[off:], le.Uint32(r[off:])|v) }) }
+		return func(s *synth) { s.editSuper(func(r *ext4.Raw) { le.PutUint32(r[off:], le.Uint32(r[off:])|v) }) }
 	}
 	writes := func(blocks ...func(*synth) jtest.Block) func(*synth) {
 		return func(s *synth) {
@@ -41,24 +41,24 @@ func TestRefused(t *testing.T) {
 			return random(rand.New(rand.NewPCG(1, 1)), []uint64{home}, 1024)[0]
 		}
 	}
-	copySuper := func(change func(*super.Raw)) func(*synth) jtest.Block {
+	copySuper := func(change func(*ext4.Raw)) func(*synth) jtest.Block {
 		return func(s *synth) jtest.Block { return s.superCopy(change) }
 	}
 	for name, c := range map[string]struct {
 		change func(*synth)
 		words  string
 	}{
-		"checksum":           {func(s *synth) { s.img[super.Offset+0x80] ^= 1 }, "wrong checksum of the superblock"},
+		"checksum":           {func(s *synth) { s.img[ext4.Offset+0x80] ^= 1 }, "wrong checksum of the superblock"},
 		"fs incompat":        {or32(0x60, 1<<30), "incompat 0x40000000"},
 		"fs ro_compat":       {or32(0x64, 1<<30), "ro_compat 0x40000000"},
-		"no journal":         {func(s *synth) { raw32(0x5c, uint32(s.fs.Compat&^super.HasJournal))(s) }, "has no journal"},
+		"no journal":         {func(s *synth) { raw32(0x5c, uint32(s.fs.Compat&^ext4.HasJournal))(s) }, "has no journal"},
 		"external":           {raw32(0xe0, 0), "on another device"},
 		"both":               {raw32(0xe4, 0x801), "both an internal and an external"},
 		"inode out of range": {raw32(0xe0, 0xffffffff), "inode 4294967295"},
 		"directory":          {raw32(0xe0, 2), "inode 2 is no journal"},
 		"short":              {raw32(0xe0, 7), "journal"},
 		"clean with log": {func(s *synth) {
-			s.editSuper(func(r *super.Raw) { r.SetIncompat(r.Incompat() &^ super.Recover) })
+			s.editSuper(func(r *ext4.Raw) { r.SetIncompat(r.Incompat() &^ ext4.Recover) })
 		}, "marked clean, but its journal holds transactions from 7 on"},
 		"journal magic":    {func(s *synth) { s.jblock(0)[0] = 0 }, "no journal superblock"},
 		"journal checksum": {func(s *synth) { s.jblock(0)[0x59] ^= 1 }, "checksum of the journal"},
@@ -75,9 +75,9 @@ func TestRefused(t *testing.T) {
 		"far outside":        {writes(at(1 << 31)), "outside the device"},
 		"into the journal":   {func(s *synth) { p, _ := s.j.bmap.Physical(700); writes(at(p))(s) }, "part of the journal"},
 		"garbage superblock": {writes(at(1)), "superblock in the journal"},
-		"other block size":   {writes(copySuper(func(r *super.Raw) { r[0x18] = 2 })), "superblock in the journal"},
-		"other journal":      {writes(copySuper(func(r *super.Raw) { r[0xe0] = 9 })), "the journal would move"},
-		"other incompat":     {writes(copySuper(func(r *super.Raw) { r.SetIncompat(r.Incompat() | 1<<30) })), "superblock in the journal"},
+		"other block size":   {writes(copySuper(func(r *ext4.Raw) { r[0x18] = 2 })), "superblock in the journal"},
+		"other journal":      {writes(copySuper(func(r *ext4.Raw) { r[0xe0] = 9 })), "the journal would move"},
+		"other incompat":     {writes(copySuper(func(r *ext4.Raw) { r.SetIncompat(r.Incompat() | 1<<30) })), "superblock in the journal"},
 		"garbage inode table": {func(s *synth) {
 			g, err := s.fs.Group(0)
 			if err != nil {
@@ -120,7 +120,7 @@ func (s *synth) storeSuper() {
 
 func TestNotNeeded(t *testing.T) {
 	s := newSynth(t, jbd2.SumV3, "-L", "a label")
-	s.editSuper(func(r *super.Raw) { r.SetIncompat(r.Incompat() &^ super.Recover) })
+	s.editSuper(func(r *ext4.Raw) { r.SetIncompat(r.Incompat() &^ ext4.Recover) })
 	d, rep, err := s.run(Options{})
 	if err != nil || rep.Needed || d.wrote || rep.Label != "a label" || rep.UUID[0] != 0x11 || rep.FreeBlocks != s.fs.FreeBlocks {
 		t.Errorf("%+v, %v, wrote %v", rep, err, d.wrote)
@@ -129,7 +129,7 @@ func TestNotNeeded(t *testing.T) {
 	if err != nil || !bytes.Equal(readAll(t, v), s.img) {
 		t.Errorf("view of a clean file system: %v", err)
 	}
-	if _, err := Run(&memDevice{b: make([]byte, 1<<20)}, 0, 1<<20, Options{}); !errors.Is(err, super.ErrNotExt4) || errors.Is(err, ErrRefused) {
+	if _, err := Run(&memDevice{b: make([]byte, 1<<20)}, 0, 1<<20, Options{}); !errors.Is(err, ext4.ErrNotExt4) || errors.Is(err, ErrRefused) {
 		t.Errorf("zeros: %v", err)
 	}
 	if _, err := Run(d, 100, 1<<20, Options{}); !errors.Is(err, ErrRefused) {

@@ -10,7 +10,7 @@ import (
 
 	"kagami/ext4j/jbd2"
 	"kagami/ext4j/jbd2/jtest"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // model replays a journal the plain way: transaction by transaction.
@@ -102,7 +102,7 @@ func randomLog(s *synth, rng *rand.Rand) *model {
 // checkLeft checks how superblock and journal are left.
 func checkLeft(t *testing.T, s *synth, d *memDevice, rep Report) {
 	t.Helper()
-	fs, err := super.Probe(d, 0, int64(len(d.b)))
+	fs, err := ext4.Probe(d, 0, int64(len(d.b)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func checkLeft(t *testing.T, s *synth, d *memDevice, rep Report) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if fs.Incompat&super.Recover != 0 || fs.FreeBlocks != rep.FreeBlocks || fs.FreeInodes != rep.FreeInodes {
+	if fs.Incompat&ext4.Recover != 0 || fs.FreeBlocks != rep.FreeBlocks || fs.FreeInodes != rep.FreeInodes {
 		t.Errorf("superblock: %v, %d and %d free", fs.Incompat, fs.FreeBlocks, fs.FreeInodes)
 	}
 	if j.super.Start != 0 || j.super.Sequence != rep.LastTID+2 || j.super.Errno != 0 {
@@ -129,16 +129,16 @@ func TestSuperblock(t *testing.T) {
 	for _, csum := range []string{"metadata_csum", "^metadata_csum"} {
 		s := newSynth(t, jbd2.SumV3|jbd2.Revoke, "-O", csum)
 		s.typical(3)
-		s.editSuper(func(r *super.Raw) {
+		s.editSuper(func(r *ext4.Raw) {
 			copy(r[0x194:], bytes.Repeat([]byte{0xe5}, 0x6c))
-			r.SetState(super.StateValid | super.StateErrors)
+			r.SetState(ext4.StateValid | ext4.StateErrors)
 		})
 		s.store()
 		d, rep, err := s.run(Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := (*super.Raw)(d.b[super.Offset:])
+		r := (*ext4.Raw)(d.b[ext4.Offset:])
 		free := uint64(105)
 		for g := uint32(1); g < s.fs.Groups; g++ {
 			gd, err := s.fs.Group(g)
@@ -152,7 +152,7 @@ func TestSuperblock(t *testing.T) {
 			t.Error("the journal's last copy was not taken over")
 		case !bytes.Equal(r[0x194:0x200], bytes.Repeat([]byte{0xe5}, 0x6c)):
 			t.Error("the record of errors was lost")
-		case r.State() != super.StateValid|super.StateErrors:
+		case r.State() != ext4.StateValid|ext4.StateErrors:
 			t.Errorf("state %d", r.State())
 		case rep.FreeBlocks != free || uint64(le.Uint32(r[0xc:])) != free || le.Uint32(r[0x10:]) != rep.FreeInodes || rep.FreeInodes == s.fs.FreeInodes:
 			t.Errorf("free: %d blocks, %d inodes, want %d blocks", rep.FreeBlocks, rep.FreeInodes, free)
@@ -172,7 +172,7 @@ func TestJournalErrno(t *testing.T) {
 		if err != nil || !rep.MarkedErrors {
 			t.Fatalf("%+v, %v", rep, err)
 		}
-		if r := (*super.Raw)(d.b[super.Offset:]); r.State() != super.StateValid|super.StateErrors {
+		if r := (*ext4.Raw)(d.b[ext4.Offset:]); r.State() != ext4.StateValid|ext4.StateErrors {
 			t.Errorf("state %d", r.State())
 		}
 		j, err := jbd2.DecodeSuperblock(d.b[s.journalBlock()*1024:])
@@ -202,7 +202,7 @@ func TestDamagedSynthetic(t *testing.T) {
 			t.Errorf("block %d is wrong", i)
 		}
 	}
-	if r := (*super.Raw)(d.b[super.Offset:]); r.State() != 0 {
+	if r := (*ext4.Raw)(d.b[ext4.Offset:]); r.State() != 0 {
 		t.Errorf("state %d", r.State())
 	}
 
@@ -213,7 +213,7 @@ func TestDamagedSynthetic(t *testing.T) {
 	if err != nil || rep.Transactions != 1 || rep.End != jbd2.EndBadCommit || !rep.MarkedErrors {
 		t.Fatalf("%+v, %v", rep, err)
 	}
-	if r := (*super.Raw)(d.b[super.Offset:]); r.State() != super.StateValid|super.StateErrors {
+	if r := (*ext4.Raw)(d.b[ext4.Offset:]); r.State() != ext4.StateValid|ext4.StateErrors {
 		t.Errorf("state %d", r.State())
 	}
 	if j, err := jbd2.DecodeSuperblock(d.b[s.journalBlock()*1024:]); err != nil || j.Sequence != 8+1+1023 {
@@ -318,7 +318,7 @@ func FuzzRun(f *testing.F) {
 			off := int(edits[1])<<8 | int(edits[2])
 			switch edits[0] % 4 {
 			case 0:
-				off = super.Offset + off%4096
+				off = ext4.Offset + off%4096
 			case 1:
 				off = g + off%4096
 			case 2:
@@ -352,15 +352,15 @@ func FuzzRun(f *testing.F) {
 func decodeTable(img []byte) int { return int(binary.LittleEndian.Uint32(img[2048+8:])) * 1024 }
 
 // fixSuper redoes the superblock's checksum, so that edits get past it.
-func fixSuper(img []byte) { (*super.Raw)(img[super.Offset:]).SetChecksum() }
+func fixSuper(img []byte) { (*ext4.Raw)(img[ext4.Offset:]).SetChecksum() }
 
 // TestGrown: a file system that was growing: the journal writes blocks beyond the end
 // that the superblock on disk has, and a superblock that moves that end.
 func TestGrown(t *testing.T) {
 	const blocks = 8192 // of the image; the superblock on disk says 8000
 	s := newSynth(t, jbd2.SumV3)
-	grown := s.superCopy(func(r *super.Raw) {})
-	s.editSuper(func(r *super.Raw) { binary.LittleEndian.PutUint32(r[4:], 8000) })
+	grown := s.superCopy(func(r *ext4.Raw) {})
+	s.editSuper(func(r *ext4.Raw) { binary.LittleEndian.PutUint32(r[4:], 8000) })
 	s.reopen()
 	beyond := random(rand.New(rand.NewPCG(1, 1)), []uint64{8100}, 1024)[0]
 	s.b.Transaction(1, []jtest.Block{beyond, grown})
@@ -369,7 +369,7 @@ func TestGrown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fs, err := super.Probe(d, 0, int64(len(d.b)))
+	fs, err := ext4.Probe(d, 0, int64(len(d.b)))
 	if err != nil || s.fs.Blocks != 8000 || fs.Blocks != blocks || !bytes.Equal(d.b[8100<<10:][4:1024], beyond.Data[4:]) {
 		t.Errorf("%d blocks, %v", fs.Blocks, err)
 	}

@@ -11,14 +11,14 @@ import (
 
 	"kagami/ext4j/jbd2"
 	"kagami/ext4j/jbd2/jtest"
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // synth is an image in memory with a journal made by hand.
 type synth struct {
 	t   testing.TB
 	img []byte
-	fs  *super.FS
+	fs  *ext4.FS
 	j   *journal
 	b   *jtest.Builder
 }
@@ -32,7 +32,7 @@ func newSynth(t testing.TB, f jbd2.Features, args ...string) *synth {
 	j := s.j.super
 	s.b = jtest.New(f, j.BlockSize, j.MaxLen, 1, 7)
 	s.b.Super.UUID = j.UUID
-	s.editSuper(func(r *super.Raw) { r.SetIncompat(r.Incompat() | super.Recover) })
+	s.editSuper(func(r *ext4.Raw) { r.SetIncompat(r.Incompat() | ext4.Recover) })
 	return s
 }
 
@@ -59,7 +59,7 @@ func fresh(t testing.TB, args ...string) []byte {
 func (s *synth) reopen() {
 	s.t.Helper()
 	var err error
-	if s.fs, err = super.Probe(bytes.NewReader(s.img), 0, int64(len(s.img))); err != nil {
+	if s.fs, err = ext4.Probe(bytes.NewReader(s.img), 0, int64(len(s.img))); err != nil {
 		s.t.Fatal(err)
 	}
 	if s.j, err = openJournal(s.fs); err != nil {
@@ -68,8 +68,8 @@ func (s *synth) reopen() {
 }
 
 // editSuper changes the superblock and redoes its checksum.
-func (s *synth) editSuper(change func(*super.Raw)) {
-	r := (*super.Raw)(s.img[super.Offset:])
+func (s *synth) editSuper(change func(*ext4.Raw)) {
+	r := (*ext4.Raw)(s.img[ext4.Offset:])
 	change(r)
 	r.SetChecksum()
 }
@@ -101,10 +101,10 @@ func (s *synth) free(n int) []uint64 {
 }
 
 // superCopy is a journal copy of the superblock's block, with a change.
-func (s *synth) superCopy(change func(*super.Raw)) jtest.Block {
-	home := uint64(super.Offset) / uint64(s.fs.BlockSize)
+func (s *synth) superCopy(change func(*ext4.Raw)) jtest.Block {
+	home := uint64(ext4.Offset) / uint64(s.fs.BlockSize)
 	b := bytes.Clone(s.block(home))
-	r := (*super.Raw)(b[super.Offset%int(s.fs.BlockSize):])
+	r := (*ext4.Raw)(b[ext4.Offset%int(s.fs.BlockSize):])
 	change(r)
 	r.SetChecksum()
 	return jtest.Block{Home: home, Data: b}
@@ -113,11 +113,11 @@ func (s *synth) superCopy(change func(*super.Raw)) jtest.Block {
 // groupCopy is a journal copy of the first block of descriptors, with other
 // free counts in group 0.
 func (s *synth) groupCopy(freeBlocks, freeInodes uint16) jtest.Block {
-	home := uint64(super.Offset)/uint64(s.fs.BlockSize) + 1
+	home := uint64(ext4.Offset)/uint64(s.fs.BlockSize) + 1
 	b := bytes.Clone(s.block(home))
 	binary.LittleEndian.PutUint16(b[12:], freeBlocks)
 	binary.LittleEndian.PutUint16(b[14:], freeInodes)
-	if s.fs.ROCompat&super.MetadataCsum != 0 {
+	if s.fs.ROCompat&ext4.MetadataCsum != 0 {
 		seed := jtest.CRC32C(^uint32(0), s.fs.UUID[:])
 		clear(b[0x1e:0x20])
 		sum := jtest.CRC32C(jtest.CRC32C(seed, []byte{0, 0, 0, 0}), b[:s.fs.DescSize])
@@ -150,7 +150,7 @@ func (s *synth) typical(seed uint64) {
 	for i := range 6 {
 		rng.Shuffle(len(homes), func(i, j int) { homes[i], homes[j] = homes[j], homes[i] })
 		blocks := random(rng, homes[:10], s.fs.BlockSize)
-		blocks = append(blocks, s.superCopy(func(r *super.Raw) { r[0x200] = byte(i); r[0x30] = byte(i) }), s.groupCopy(uint16(100+i), uint16(50+i)))
+		blocks = append(blocks, s.superCopy(func(r *ext4.Raw) { r[0x200] = byte(i); r[0x30] = byte(i) }), s.groupCopy(uint16(100+i), uint16(50+i)))
 		s.b.Transaction(uint64(1000+i), blocks, homes[20:23]...)
 	}
 }

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"fmt"
 
-	"kagami/ext4j/super"
+	"kagami/ext4j/ext4"
 )
 
 // write carries out a job; the order is the one of the package's doc.
@@ -35,12 +35,12 @@ func (k *job) blocks(w *writer) {
 			return
 		}
 		at, what := int64(block)*k.view.blockSize, fmt.Sprintf("block %d", block)
-		if at > super.Offset || at+k.view.blockSize <= super.Offset {
+		if at > ext4.Offset || at+k.view.blockSize <= ext4.Offset {
 			w.put(b, at, what)
 			continue
 		}
-		w.put(b[:super.Offset-at], at, what)
-		w.put(b[super.Offset+super.Size-at:], super.Offset+super.Size, what)
+		w.put(b[:ext4.Offset-at], at, what)
+		w.put(b[ext4.Offset+ext4.Size-at:], ext4.Offset+ext4.Size, what)
 	}
 }
 
@@ -72,12 +72,12 @@ func (w *writer) sync(what string) {
 
 // superblock replaces one version of the superblock by the next: its second
 // half, with the checksum, is durable before the first one is written.
-func (w *writer) superblock(from, to *super.Raw) {
+func (w *writer) superblock(from, to *ext4.Raw) {
 	if bytes.Equal(from[:], to[:]) {
 		return
 	}
-	w.put(to[sector:], super.Offset+sector, "second half of the superblock")
+	w.put(to[sector:], ext4.Offset+sector, "second half of the superblock")
 	w.sync("second half of the superblock")
-	w.put(to[:sector], super.Offset, "first half of the superblock")
+	w.put(to[:sector], ext4.Offset, "first half of the superblock")
 	w.sync("first half of the superblock")
 }

@@ -1,4 +1,4 @@
-package super
+package ext4
 
 import (
 	"encoding/binary"

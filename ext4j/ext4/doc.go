@@ -1,4 +1,4 @@
-// Package super finds an ext2, ext3 or ext4 file system in an image and reads
+// Package ext4 finds an ext2, ext3 or ext4 file system in an image and reads
 // what journal recovery needs of it: the superblock, group descriptors, the
 // journal's inode and the map of its blocks, with all their checksums.
 //
@@ -8,4 +8,4 @@
 //
 // The format is that of Linux fs/ext4 (ext4.h, super.c, inode.c, extents.c). All
 // integers are little-endian.
-package super
+package ext4
