@@ -9,8 +9,8 @@ import (
 
 	"kagami/appliance/control"
 	"kagami/ext4j/epoch"
-	"kagami/ext4j/recover"
 	"kagami/ext4j/ext4"
+	"kagami/ext4j/recover"
 	"kagami/images"
 	"kagami/qmp"
 	"kagami/replica"

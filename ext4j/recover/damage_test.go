@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"kagami/ext4j/jbd2"
 	"kagami/ext4j/ext4"
+	"kagami/ext4j/jbd2"
 )
 
 // change edits an image's journal through a callback on block n of it.

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"kagami/ext4j/jbd2"
 	"kagami/ext4j/ext4"
+	"kagami/ext4j/jbd2"
 )
 
 // refusedImages are the images of e2fsprogs' tests that are refused, and the words of it.

@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"fmt"
 
-	"kagami/ext4j/jbd2"
 	"kagami/ext4j/ext4"
+	"kagami/ext4j/jbd2"
 )
 
 // job is a recovery that is decided and not yet written.
@@ -15,9 +15,9 @@ type job struct {
 	view    *view // as it will be
 	rep     *Report
 
-	disk   ext4.Raw                 // the superblock as it is
-	replay ext4.Raw                 // of step 2: replayed, needs_recovery still set
-	final  ext4.Raw                 // of step 4
+	disk   ext4.Raw                  // the superblock as it is
+	replay ext4.Raw                  // of step 2: replayed, needs_recovery still set
+	final  ext4.Raw                  // of step 4
 	empty  [jbd2.SuperblockSize]byte // the journal's superblock of step 3
 }
 

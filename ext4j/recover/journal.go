@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"slices"
 
-	"kagami/ext4j/jbd2"
 	"kagami/ext4j/ext4"
+	"kagami/ext4j/jbd2"
 )
 
 // MaxJournalBlocks is the length of the longest journal this package takes

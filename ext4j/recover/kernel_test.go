@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"kagami/ext4j/jbd2"
 	"kagami/ext4j/ext4"
+	"kagami/ext4j/jbd2"
 )
 
 // combo is one kind of file system as the kernel writes it.

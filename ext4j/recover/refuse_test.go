@@ -9,9 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"kagami/ext4j/ext4"
 	"kagami/ext4j/jbd2"
 	"kagami/ext4j/jbd2/jtest"
-	"kagami/ext4j/ext4"
 )
 
 // TestRefused: what cannot be done exactly is refused, and nothing is written.

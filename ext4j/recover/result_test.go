@@ -8,9 +8,9 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"kagami/ext4j/ext4"
 	"kagami/ext4j/jbd2"
 	"kagami/ext4j/jbd2/jtest"
-	"kagami/ext4j/ext4"
 )
 
 // model replays a journal the plain way: transaction by transaction.

@@ -9,9 +9,9 @@ import (
 	"sync"
 	"testing"
 
+	"kagami/ext4j/ext4"
 	"kagami/ext4j/jbd2"
 	"kagami/ext4j/jbd2/jtest"
-	"kagami/ext4j/ext4"
 )
 
 // synth is an image in memory with a journal made by hand.
