@@ -18,6 +18,7 @@ type Run struct {
 type BlockMap struct {
 	runs   []Run
 	sorted []Run // by Physical
+	nodes  []uint64
 }
 
 // Runs are the map's runs in logical order. The caller must not change them.
@@ -41,10 +42,23 @@ func (m *BlockMap) Physical(logical uint64) (uint64, bool) {
 	return m.runs[i].Physical + logical - m.runs[i].Logical, true
 }
 
+// Logical is which block of the file a block of the file system is.
+func (m *BlockMap) Logical(physical uint64) (uint64, bool) {
+	i := sort.Search(len(m.sorted), func(i int) bool { return m.sorted[i].Physical+m.sorted[i].Len > physical })
+	if i == len(m.sorted) || m.sorted[i].Physical > physical {
+		return 0, false
+	}
+	return m.sorted[i].Logical + physical - m.sorted[i].Physical, true
+}
+
+// Nodes are the blocks that hold the map itself, extents or block numbers,
+// as far as it was read.
+func (m *BlockMap) Nodes() []uint64 { return m.nodes }
+
 // Contains reports whether a block of the file system belongs to the file.
 func (m *BlockMap) Contains(physical uint64) bool {
-	i := sort.Search(len(m.sorted), func(i int) bool { return m.sorted[i].Physical+m.sorted[i].Len > physical })
-	return i < len(m.sorted) && m.sorted[i].Physical <= physical
+	_, ok := m.Logical(physical)
+	return ok
 }
 
 // MapInode makes the map of the first want blocks of a file. A hole, an
@@ -77,6 +91,7 @@ type mapper struct {
 	fs         *FS
 	want, next uint64
 	runs       []Run
+	nodes      []uint64
 }
 
 func (m *mapper) full() bool { return m.next >= m.want }
@@ -112,5 +127,5 @@ func (m *mapper) finish() (*BlockMap, error) {
 			return nil, fmt.Errorf("%w: block %d is mapped twice", ErrCorrupt, sorted[i].Physical)
 		}
 	}
-	return &BlockMap{runs: m.runs, sorted: sorted}, nil
+	return &BlockMap{runs: m.runs, sorted: sorted, nodes: m.nodes}, nil
 }

@@ -78,6 +78,7 @@ func (m *mapper) child(e []byte, depth int, seed uint32) error {
 	if err := m.fs.ReadBlock(at, b); err != nil {
 		return err
 	}
+	m.nodes = append(m.nodes, at)
 	n, err := decodeNode(b)
 	if err != nil {
 		return err

@@ -29,6 +29,7 @@ func (m *mapper) pointer(at uint32, depth int) error {
 	if err := m.fs.ReadBlock(uint64(at), b); err != nil {
 		return err
 	}
+	m.nodes = append(m.nodes, uint64(at))
 	for ; len(b) > 0 && !m.full(); b = b[4:] {
 		if err := m.pointer(binary.LittleEndian.Uint32(b), depth-1); err != nil {
 			return err

@@ -1,0 +1,156 @@
+package ext4cap
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kagami/ext4j/recover"
+)
+
+// Judge shows what an application would find after a disaster: it replays the
+// journal of a state of the disk in user space and lets the kernel read the result.
+type Judge struct {
+	dir  string
+	file *os.File
+	dev  string
+	now  []byte // what the file holds
+}
+
+// NewJudge makes a judge for disks of size bytes; dir should be a tmpfs.
+func NewJudge(dir string, size int64) (*Judge, error) {
+	j := &Judge{dir: filepath.Join(dir, "mnt"), now: make([]byte, size)}
+	f, err := os.OpenFile(filepath.Join(dir, "state"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	j.file = f
+	if err := errors.Join(f.Truncate(size), os.Mkdir(j.dir, 0o700)); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	for range 20 {
+		out, _ := exec.Command("losetup", "-f", "--show", f.Name()).CombinedOutput()
+		if dev := strings.TrimSpace(string(out)); strings.HasPrefix(dev, "/dev/loop") {
+			j.dev = dev
+			return j, nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return nil, errors.Join(errors.New("no loop device to be had"), f.Close())
+}
+
+// Close detaches the loop device.
+func (j *Judge) Close() error {
+	return errors.Join(exec.Command("losetup", "-d", j.dev).Run(), j.file.Close())
+}
+
+// memory is a state of the disk as recover's device.
+type memory []byte
+
+func (m memory) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off >= int64(len(m)) {
+		return 0, io.EOF
+	}
+	n := copy(p, m[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (m memory) WriteAt(p []byte, off int64) (int, error) { return copy(m[off:], p), nil }
+func (m memory) Datasync() error                          { return nil }
+
+// Look returns every name with its attributes and a hash of its content, one a
+// line, as they are after recovery of the state.
+func (j *Judge) Look(state []byte) (string, error) {
+	img := memory(append([]byte(nil), state...))
+	if _, err := recover.Run(img, 0, int64(len(img)), recover.Options{}); err != nil {
+		return "", fmt.Errorf("recover: %w", err)
+	}
+	if err := j.load(img); err != nil {
+		return "", err
+	}
+	if err := unix.Mount(j.dev, j.dir, "ext4", unix.MS_RDONLY, ""); err != nil {
+		return "", fmt.Errorf("mount: %w", err)
+	}
+	tree, err := walk(j.dir)
+	for range 100 {
+		if e := unix.Unmount(j.dir, 0); e == nil {
+			return tree, err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return tree, errors.Join(err, errors.New("cannot unmount"))
+}
+
+// load brings the loop device's file to a state.
+func (j *Judge) load(img []byte) error {
+	const step = 64 << 10
+	for o := 0; o < len(img); o += step {
+		end := min(o+step, len(img))
+		if string(img[o:end]) != string(j.now[o:end]) {
+			if _, err := j.file.WriteAt(img[o:end], int64(o)); err != nil {
+				return err
+			}
+			copy(j.now[o:end], img[o:end])
+		}
+	}
+	return nil
+}
+
+// walk lists a tree.
+func walk(dir string) (string, error) {
+	var lines []string
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		name := strings.TrimPrefix(path, dir)
+		content := ""
+		switch e.Type() {
+		case 0:
+			sum, err := hashFile(path)
+			if err != nil {
+				return err
+			}
+			content = sum
+		case fs.ModeSymlink:
+			if content, err = os.Readlink(path); err != nil {
+				return err
+			}
+		}
+		size := st.Size
+		lines = append(lines, fmt.Sprintf("%q %o %d:%d %d links %d bytes %s", name, st.Mode, st.Uid, st.Gid, st.Nlink, size, content))
+		return nil
+	})
+	sort.Strings(lines)
+	return strings.Join(lines, "\n"), err
+}
+
+func hashFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:8]), nil
+}
