@@ -28,6 +28,7 @@ func groupText(g control.Group, now time.Time) string {
 	row("queue", "%s", of(g.QueueBytes, g.QueueLimit))
 	row("spool", "%s", of(g.SpoolBytes, g.SpoolLimit))
 	row("regions", "%d active, %s waiting", g.Regions, count(g.Flushes, "flush"))
+	row("flushes", "%d, of which %d promised nothing new", g.AllFlushes, g.LocalFlushes)
 	row("written", "%s by the guest, %s by resyncs", size(int64(g.Written)), size(int64(g.Resynced)))
 	row("history", "lineage %s, session %d", g.Lineage, g.Session)
 	row("id", "%s", g.ID)
@@ -85,6 +86,27 @@ func disksText(disks []control.Disk) string {
 			old = "-"
 		}
 		rows = append(rows, []string{d.Name, fmt.Sprint(d.Slot), size(d.Size), fmt.Sprint(d.Clients), d.Image, d.Socket, old})
+	}
+	return "\n" + table(rows) + fileSystemsText(disks)
+}
+
+// fileSystemsText is what the source knows of the guest's file systems.
+func fileSystemsText(disks []control.Disk) string {
+	rows := [][]string{{"DISK", "OFFSET", "LIVE", "JOURNAL", "COMMIT", "FILE SYSTEM"}}
+	for _, d := range disks {
+		for _, f := range d.FileSystems {
+			journal, commit := "-", "-"
+			if f.JournalBlocks > 0 {
+				journal, commit = fmt.Sprintf("%d blocks", f.JournalBlocks), fmt.Sprint(f.TID)
+			}
+			if f.CommitTime != nil {
+				commit += f.CommitTime.UTC().Format(", " + time.DateTime)
+			}
+			rows = append(rows, []string{d.Name, size(f.Offset), map[bool]string{true: "yes", false: "no"}[f.Live], journal, commit, f.State})
+		}
+	}
+	if len(rows) == 1 {
+		return ""
 	}
 	return "\n" + table(rows)
 }

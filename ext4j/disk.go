@@ -32,6 +32,7 @@ type Disk struct {
 	img   Image
 	locks rangeLock
 	sync  syncer
+	eyes  *eyes // nil: what the guest writes is not looked at
 
 	mu      sync.Mutex
 	clients int
@@ -43,6 +44,9 @@ func (g *Group) AddDisk(slot uint32, img Image) *Disk {
 	d := &Disk{g: g, slot: slot, img: img}
 	d.sync.run = d.datasync
 	g.disks[slot] = d
+	if g.eyes.Follow && !g.detached {
+		d.openEyes(g.eyes)
+	}
 	return d
 }
 
@@ -56,6 +60,9 @@ func (d *Disk) Opened() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.clients++
+	if d.eyes != nil {
+		d.eyes.reset()
+	}
 	if d.clients > 1 || d.entry != nil {
 		return
 	}
@@ -65,7 +72,7 @@ func (d *Disk) Opened() {
 	go func() {
 		defer d.g.wg.Done()
 		if err := d.g.enter(); err == nil {
-			err = d.flush()
+			err = d.flushAll()
 			d.g.leave()
 			if err != nil && !errors.Is(err, ErrGone) {
 				d.g.Fail(err)
@@ -180,6 +187,16 @@ func (d *Disk) flush() error {
 	d.g.stats.Flushes++
 	d.g.mu.Unlock()
 	b := d.g.closeEpoch(epoch.ByFlush)
+	if d.eyes != nil {
+		b = d.g.only(b, d.eyes.newest())
+	}
+	return d.await(b)
+}
+
+// flushAll is a FLUSH that waits for every record, whatever it promises.
+func (d *Disk) flushAll() error { return d.await(d.g.closeEpoch(epoch.ByFlush)) }
+
+func (d *Disk) await(b barrier) error {
 	local := d.sync.request()
 	err := <-local
 	if err == nil {
@@ -220,6 +237,7 @@ func (d *Disk) write(p []byte, off int64) error {
 	}
 	l := d.locks.lock(off, n)
 	defer d.locks.unlock(l)
+	before := d.before(off, n)
 	_, werr := d.img.WriteAt(p, off)
 	var payload []byte
 	if !d.g.detached {
@@ -231,7 +249,7 @@ func (d *Disk) write(p []byte, off int64) error {
 			return werr
 		}
 	}
-	lsn := d.g.append(epoch.Record{Type: epoch.TypeWrite, Disk: d.slot, Offset: uint64(off), Length: uint64(n), Payload: payload})
+	lsn := d.append(epoch.Record{Type: epoch.TypeWrite, Disk: d.slot, Offset: uint64(off), Length: uint64(n), Payload: payload}, before)
 	d.g.rec.Release(d.slot, off, n, lsn)
 	return werr
 }
@@ -290,7 +308,7 @@ func (d *Disk) zeroLocked(r epoch.Record, do func(off, n int64) error) (epoch.LS
 	if err := do(off, n); err != nil {
 		return 0, fmt.Errorf("%s %d bytes at %d: %w", r.Type, n, off, err)
 	}
-	return d.g.append(r), nil
+	return d.append(r, nil), nil
 }
 
 // unknownLSN is the mark of a range that never leaves the record of changes:
@@ -327,7 +345,7 @@ func (d *Disk) shipPiece(off, n int64) (epoch.LSN, error) {
 		d.g.Fail(err)
 		return 0, err
 	}
-	return d.g.append(epoch.Record{Type: epoch.TypeWrite, Disk: d.slot, Offset: uint64(off), Length: uint64(n), Payload: p}), nil
+	return d.append(epoch.Record{Type: epoch.TypeWrite, Disk: d.slot, Offset: uint64(off), Length: uint64(n), Payload: p}, nil), nil
 }
 
 // acquireError turns the end of the group's context into the group's error,

@@ -49,6 +49,7 @@ type Options struct {
 	// MaxExtent bounds one zero or trim record, bytes; 0 means epoch.MaxExtent.
 	// It must fit the recorder.
 	MaxExtent int64
+	Eyes      Eyes
 }
 
 // gate says whether requests may proceed.
@@ -64,7 +65,8 @@ type Group struct {
 	rec      Recorder
 	limits   Limits
 	detached bool
-	extent   int64           // see Options.MaxExtent
+	extent   int64 // see Options.MaxExtent
+	eyes     Eyes
 	ctx      context.Context // ends when the group fails or closes
 	cancel   context.CancelCauseFunc
 	disks    map[uint32]*Disk // fixed after the last AddDisk
@@ -113,7 +115,7 @@ func NewGroup(o Options) *Group {
 	if o.MaxExtent <= 0 || o.MaxExtent > epoch.MaxExtent {
 		o.MaxExtent = epoch.MaxExtent
 	}
-	g := &Group{rec: o.Recorder, limits: o.Limits, detached: o.Detached, extent: o.MaxExtent, ctx: ctx, cancel: cancel,
+	g := &Group{rec: o.Recorder, limits: o.Limits, detached: o.Detached, extent: o.MaxExtent, eyes: o.Eyes, ctx: ctx, cancel: cancel,
 		disks: map[uint32]*Disk{}}
 	g.cond = sync.NewCond(&g.mu)
 	g.wg.Add(1)
@@ -128,6 +130,7 @@ func NewGroup(o Options) *Group {
 // that scan. Without hold they are answered: such a session begins before any
 // client was served, or a first sync, until whose end nothing is promised.
 func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold bool) {
+	defer g.resetEyes()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.lineage, g.session = lineage, session
@@ -423,6 +426,23 @@ func (g *Group) closeEpoch(why epoch.Reason) barrier {
 	g.mu.Unlock()
 	if wake != nil {
 		wake()
+	}
+	return b
+}
+
+// only narrows b to the records up to a mark: what a FLUSH covers above it
+// promises nothing. What that leaves nothing to wait for is counted.
+func (g *Group) only(b barrier, newest epoch.LSN) barrier {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if b.resync || g.session != b.session || g.acked < g.floor || newest >= g.markLocked(b.lsn) {
+		return b
+	}
+	if b.lsn = 0; newest > g.shift {
+		b.lsn = newest - g.shift
+	}
+	if g.acked >= b.lsn {
+		g.stats.LocalFlushes++
 	}
 	return b
 }

@@ -242,7 +242,7 @@ func (d *Disk) scanChunk(ctx context.Context, off int64, sum []byte, leave bool)
 	if zero {
 		r.Type, r.Payload = epoch.TypeTrim, nil
 	}
-	d.g.append(r)
+	d.append(r, nil)
 	return false, nil
 }
 
@@ -278,7 +278,7 @@ func (d *Disk) trimZeros(ctx context.Context, off, n int64) (bool, error) {
 			return false, nil
 		}
 	}
-	d.g.append(epoch.Record{Type: epoch.TypeTrim, Flags: epoch.FlagResync, Disk: d.slot, Offset: uint64(off), Length: uint64(n)})
+	d.append(epoch.Record{Type: epoch.TypeTrim, Flags: epoch.FlagResync, Disk: d.slot, Offset: uint64(off), Length: uint64(n)}, nil)
 	return true, nil
 }
 

@@ -15,6 +15,7 @@ type Stats struct {
 	ResyncBytes      uint64 // payload shipped by first sync and resync
 	ResyncRecords    uint64 // in so many records
 	Flushes, Stalls  uint64
+	LocalFlushes     uint64 // of Flushes, those that promised nothing the replica did not have
 	QueueBytes       int64
 	QueueRecords     int
 	UnackedFlushes   int

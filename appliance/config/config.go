@@ -31,6 +31,7 @@ type Config struct {
 	Libvirt Libvirt `mapstructure:"libvirt"`
 	Peers   []Peer  `mapstructure:"peers"`
 	Groups  []Group `mapstructure:"groups"`
+	Ext4    Ext4    `mapstructure:"ext4"`
 	Limits  Limits  `mapstructure:"limits"`
 	Log     Log     `mapstructure:"log"`
 }
@@ -56,6 +57,15 @@ type Libvirt struct {
 	Enabled     bool   `mapstructure:"enabled"`
 	// Emulation is the domain type of replicas started here: auto (qemu where libvirt offers no KVM), kvm or qemu.
 	Emulation string `mapstructure:"emulation" oneof:"auto|kvm|qemu"`
+}
+
+// Ext4 is what is made of knowing the guests' file systems. Nothing of it changes
+// what is replicated, or which fsync is safe when it returns.
+type Ext4 struct {
+	Follow bool `mapstructure:"follow"` // follow ext4 and its journal in the stream of writes
+	// LocalFlushes answers a flush that promises nothing without waiting for the
+	// other site; it needs Follow.
+	LocalFlushes bool `mapstructure:"local_flushes"`
 }
 
 // Peer is another site.

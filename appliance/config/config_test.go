@@ -54,6 +54,7 @@ func TestMinimalHasAllDefaults(t *testing.T) {
 		Control: Control{Socket: "/run/kagami/control.sock"},
 		TLS:     TLS{CA: "/etc/kagami/pki/ca.crt", Cert: "/etc/kagami/pki/site.crt", Key: "/etc/kagami/pki/site.key"},
 		Libvirt: Libvirt{URI: "qemu:///system", SocketGroup: "libvirt-qemu", Enabled: true, Emulation: "auto"},
+		Ext4:    Ext4{Follow: true, LocalFlushes: true},
 		Limits: Limits{
 			QueueBytes: 16 << 20, InflightBytes: 8 << 20, SpoolBytes: 2 << 30, SegmentBytes: 64 << 20,
 			ActiveLogBytes: 1 << 30, EpochBytes: 4 << 20, ApplyBytes: 64 << 20,
@@ -116,6 +117,7 @@ groups:
     domain: {}
 limits: {queue_bytes: 32MiB, compression: none}
 log: {level: debug, format: json}
+ext4: {local_flushes: false}
 `
 
 func TestFull(t *testing.T) {
@@ -129,6 +131,7 @@ func TestFull(t *testing.T) {
 		Control: Control{Socket: "/srv/run/c.sock", Group: "ops"},
 		TLS:     TLS{CA: "/t/ca", Cert: "/t/cert", Key: "/t/key"},
 		Libvirt: Libvirt{URI: "qemu:///session", SocketGroup: "kvm", Enabled: true, Emulation: "qemu"},
+		Ext4:    Ext4{Follow: true, LocalFlushes: false},
 		Peers: []Peer{
 			{Name: "dr.1x", Address: "192.0.2.1:7400", Connections: 10},
 			{Name: "other", Address: "[2001:db8::1]:7400", Connections: 4},
@@ -270,7 +273,7 @@ func TestExampleShowsDefaults(t *testing.T) {
 }
 
 func TestEveryFieldIsTagged(t *testing.T) {
-	keyRE := regexp.MustCompile(`^[a-z][a-z_]*$`)
+	keyRE := regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 	var walk func(typ reflect.Type)
 	walk = func(typ reflect.Type) {
 		for i := range typ.NumField() {

@@ -48,6 +48,7 @@ func Default() *Config {
 		Libvirt: Libvirt{
 			URI: DefaultLibvirtURI, SocketGroup: DefaultSocketGroup, Enabled: true, Emulation: "auto",
 		},
+		Ext4:   Ext4{Follow: true, LocalFlushes: true},
 		Limits: DefaultLimits(),
 		Log:    Log{Level: "info", Format: "auto"},
 	}

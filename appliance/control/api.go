@@ -122,36 +122,40 @@ type Peer struct {
 
 // Group is one group at this site. Sizes are bytes.
 type Group struct {
-	Name       string          `json:"name"`
-	ID         string          `json:"id"`
-	VM         string          `json:"vm,omitempty"`
-	Role       string          `json:"role"` // source, replica, promoted
-	State      string          `json:"state"`
-	Since      time.Time       `json:"since"`
-	Reason     string          `json:"reason,omitempty"`
-	Protected  bool            `json:"protected"` // every returned fsync survives the loss of the source's site
-	Complete   bool            `json:"complete"`  // the first sync has ended
-	Mode       string          `json:"mode"`
-	OnLinkLoss string          `json:"on_link_loss"`
-	Peer       string          `json:"peer"`
-	PeerUp     bool            `json:"peer_connected"`
-	Lineage    string          `json:"lineage"`
-	Session    uint64          `json:"session"`
-	LSN        LSN             `json:"lsn"`
-	RPOSeconds float64         `json:"rpo_s"`
-	QueueBytes int64           `json:"queue_bytes"`
-	QueueLimit int64           `json:"queue_limit"`
-	SpoolBytes int64           `json:"spool_bytes"`
-	SpoolLimit int64           `json:"spool_limit"`
-	Regions    int             `json:"active_regions"`
-	Flushes    int             `json:"unacked_flushes"`
-	Written    uint64          `json:"written_bytes"` // by the guest, since the daemon started
-	Resynced   uint64          `json:"resynced_bytes"`
-	Sync       *Sync           `json:"sync,omitempty"`
-	Disks      []Disk          `json:"disks"`
-	Alarms     []string        `json:"alarms,omitempty"`
-	Events     []LoggedEvent   `json:"events,omitempty"`
-	Failover   *FailoverReport `json:"last_failover,omitempty"`
+	Name       string    `json:"name"`
+	ID         string    `json:"id"`
+	VM         string    `json:"vm,omitempty"`
+	Role       string    `json:"role"` // source, replica, promoted
+	State      string    `json:"state"`
+	Since      time.Time `json:"since"`
+	Reason     string    `json:"reason,omitempty"`
+	Protected  bool      `json:"protected"` // every returned fsync survives the loss of the source's site
+	Complete   bool      `json:"complete"`  // the first sync has ended
+	Mode       string    `json:"mode"`
+	OnLinkLoss string    `json:"on_link_loss"`
+	Peer       string    `json:"peer"`
+	PeerUp     bool      `json:"peer_connected"`
+	Lineage    string    `json:"lineage"`
+	Session    uint64    `json:"session"`
+	LSN        LSN       `json:"lsn"`
+	RPOSeconds float64   `json:"rpo_s"`
+	QueueBytes int64     `json:"queue_bytes"`
+	QueueLimit int64     `json:"queue_limit"`
+	SpoolBytes int64     `json:"spool_bytes"`
+	SpoolLimit int64     `json:"spool_limit"`
+	Regions    int       `json:"active_regions"`
+	Flushes    int       `json:"unacked_flushes"`
+	// Flushes that clients asked for since the daemon started, and of them those that
+	// promised nothing that the replica did not have (see FileSystem).
+	AllFlushes   uint64          `json:"flushes"`
+	LocalFlushes uint64          `json:"local_flushes"`
+	Written      uint64          `json:"written_bytes"` // by the guest, since the daemon started
+	Resynced     uint64          `json:"resynced_bytes"`
+	Sync         *Sync           `json:"sync,omitempty"`
+	Disks        []Disk          `json:"disks"`
+	Alarms       []string        `json:"alarms,omitempty"`
+	Events       []LoggedEvent   `json:"events,omitempty"`
+	Failover     *FailoverReport `json:"last_failover,omitempty"`
 }
 
 // LSN are a group's positions; those of the other site are what it last told.
@@ -181,6 +185,20 @@ type Disk struct {
 	Socket  string `json:"socket"`
 	Clients int    `json:"clients"`
 	OldFile string `json:"old_file,omitempty"` // what the VM ran from before; kept and locked
+	// FileSystems are those that the source follows in what the guest writes.
+	FileSystems []FileSystem `json:"file_systems,omitempty"`
+}
+
+// FileSystem is what the source knows of a file system from its writes.
+type FileSystem struct {
+	Offset        int64  `json:"offset"` // on the disk, bytes
+	State         string `json:"state"`  // in words
+	Live          bool   `json:"live"`   // flushes that promise nothing are recognised
+	UUID          string `json:"uuid,omitempty"`
+	JournalBlocks uint32 `json:"journal_blocks,omitempty"`
+	// The newest transaction seen to commit, and when, by the guest's clock.
+	TID        uint32     `json:"tid,omitempty"`
+	CommitTime *time.Time `json:"commit_time,omitempty"`
 }
 
 // LoggedEvent is one entry of a group's history.

@@ -33,6 +33,8 @@ var groupMetrics = []metric{
 	{groupDesc("group_spool_bytes", "Spool in use at the replica."), prometheus.GaugeValue, func(g control.Group) float64 { return float64(g.SpoolBytes) }},
 	{groupDesc("group_active_regions", "Regions of 1 MiB that may differ between the sites."), prometheus.GaugeValue, func(g control.Group) float64 { return float64(g.Regions) }},
 	{groupDesc("group_unacked_flushes", "FLUSHes that wait for the replica."), prometheus.GaugeValue, func(g control.Group) float64 { return float64(g.Flushes) }},
+	{groupDesc("group_flushes_total", "FLUSHes that clients asked for since the daemon started."), prometheus.CounterValue, func(g control.Group) float64 { return float64(g.AllFlushes) }},
+	{groupDesc("group_local_flushes_total", "Of them, those that promised nothing the replica did not have."), prometheus.CounterValue, func(g control.Group) float64 { return float64(g.LocalFlushes) }},
 	{groupDesc("group_written_bytes_total", "Bytes written by the guest since the daemon started."), prometheus.CounterValue, func(g control.Group) float64 { return float64(g.Written) }},
 	{groupDesc("group_resynced_bytes_total", "Bytes shipped by first sync and resync since the daemon started."), prometheus.CounterValue, func(g control.Group) float64 { return float64(g.Resynced) }},
 }

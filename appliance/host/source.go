@@ -90,7 +90,8 @@ func (g *group) openSource(fresh bool) (*source, error) {
 	if err := g.update(func(f *groupFile) { f.Session++; f.Clean = nil }); err != nil {
 		return nil, errors.Join(err, s.log.Close(), g.closeImages())
 	}
-	s.eng = ext4j.NewGroup(ext4j.Options{Recorder: s.log, MaxExtent: s.maxExtent(), Limits: ext4j.Limits{
+	eyes := ext4j.Eyes{Follow: g.d.cfg.Ext4.Follow, LocalFlushes: g.d.cfg.Ext4.LocalFlushes}
+	s.eng = ext4j.NewGroup(ext4j.Options{Recorder: s.log, MaxExtent: s.maxExtent(), Eyes: eyes, Limits: ext4j.Limits{
 		QueueBytes: s.limits.QueueBytes, EpochBytes: s.limits.EpochBytes, EpochAge: s.limits.EpochAge}})
 	s.close = s.log.Close
 	return s, nil

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"kagami/appliance/control"
+	"kagami/ext4j"
+	"kagami/ext4j/epoch"
 	"kagami/replica"
 )
 
@@ -94,9 +96,14 @@ func (s *source) status(st *control.Group) {
 		st.LSN = control.LSN{Assigned: uint64(e.Next - 1), Durable: uint64(e.Ack)}
 	}
 	st.QueueBytes, st.QueueLimit, st.Flushes = e.QueueBytes, s.limits.QueueBytes, e.UnackedFlushes
+	st.AllFlushes, st.LocalFlushes = e.Flushes, e.LocalFlushes
 	st.Written, st.Resynced, st.RPOSeconds = e.WrittenBytes, e.ResyncBytes, e.Lag.Seconds()
 	for i := range st.Disks {
-		st.Disks[i].Clients = s.eng.Disk(st.Disks[i].Slot).Clients()
+		disk := s.eng.Disk(st.Disks[i].Slot)
+		st.Disks[i].Clients = disk.Clients()
+		if seen, ok := disk.Seen(); ok {
+			st.Disks[i].FileSystems = fileSystems(seen)
+		}
 	}
 	if s.link == nil {
 		return
@@ -111,6 +118,22 @@ func (s *source) status(st *control.Group) {
 	st.LSN.Received, st.LSN.Applied = uint64(s.last.Received), uint64(s.last.Applied)
 	s.mu.Unlock()
 	st.LSN.Received = max(st.LSN.Received, st.LSN.Durable)
+}
+
+// fileSystems are those of a disk.
+func fileSystems(seen ext4j.Seen) []control.FileSystem {
+	var out []control.FileSystem
+	for i, p := range seen.Parts {
+		fs := control.FileSystem{Offset: p.Off, State: p.State, Live: p.Live}
+		if p.Blocks > 0 {
+			fs.UUID, fs.JournalBlocks, fs.TID = epoch.UUID(p.UUID).String(), p.Blocks, p.TID
+		}
+		if c := seen.Commit; c.Part == i && c.TID == fs.TID && !c.Time.IsZero() {
+			fs.CommitTime = &c.Time
+		}
+		out = append(out, fs)
+	}
+	return out
 }
 
 // replicaVouchedFor tells whether nothing is known against the replica.

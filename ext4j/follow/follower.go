@@ -112,7 +112,7 @@ func New(o Options) *Follower {
 // Reset begins the chain of commits that LIVE asks for anew, because of a new client,
 // session or attachment; everything up to lsn has to be waited for.
 func (f *Follower) Reset(lsn epoch.LSN) {
-	f.must, f.last = max(f.must, lsn), max(f.last, lsn)
+	f.MustWait(lsn)
 	for _, p := range f.parts {
 		p.damaged = 0
 		if p.ph == off {
@@ -167,8 +167,27 @@ func cut(w *Write, lo, hi, base int64) *Write {
 	return &p
 }
 
+// MustWait declares that everything up to lsn has to be waited for.
+func (f *Follower) MustWait(lsn epoch.LSN) { f.must, f.last = max(f.must, lsn), max(f.last, lsn) }
+
 // mustWait declares that everything seen so far has to be waited for.
 func (f *Follower) mustWait() { f.must = max(f.must, f.last) }
+
+// Newest is the newest record that has to be waited for. A FLUSH that covers
+// every record seen so far promises nothing beyond it: those above were
+// judged harmless while their file systems were LIVE, and none has stopped being so
+// since (that makes all before it records to wait for).
+func (f *Follower) Newest() epoch.LSN { return f.must }
+
+// Wanting tells whether Wants has something.
+func (f *Follower) Wanting() bool {
+	for _, p := range f.parts {
+		if len(p.wants.queue) > 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // Local tells whether a FLUSH that covers every record seen so far promises
 // nothing that acked, the newest record durable at the replica, does not hold:
