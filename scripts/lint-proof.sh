@@ -21,6 +21,7 @@ ext4j                    kagami/appliance/control
 ext4j/activelog          kagami/appliance/control
 ext4j/changemap          kagami/appliance/control
 ext4j/epoch              kagami/appliance/control
+ext4j/follow             kagami/images
 ext4j/jbd2               kagami/appliance/control
 ext4j/recover            kagami/images
 ext4j/ext4              kagami/appliance/control

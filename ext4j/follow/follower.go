@@ -118,9 +118,7 @@ func (f *Follower) Reset(lsn epoch.LSN) {
 		if p.ph == off {
 			p.restart("looked at again")
 		}
-		if f.o.Mutant != KeepChain {
-			p.chain = 0
-		}
+		p.chain = 0
 	}
 }
 
@@ -195,7 +193,7 @@ func (f *Follower) Wanting() bool {
 // none has stopped being so (that makes all before it records to wait for).
 func (f *Follower) Local(acked epoch.LSN) bool {
 	must := f.must
-	if f.o.Mutant == SinceFlush && f.flushed >= must {
+	if f.o.Mutant == AnyFlush || f.o.Mutant == SinceFlush && f.flushed >= must {
 		must = 0
 	}
 	return must <= acked

@@ -26,8 +26,8 @@ type table struct {
 
 func (g *groups) reset() { *g = groups{} }
 
-// load reads all descriptors from r.
-func (g *groups) load(fs *ext4.FS, r view) error {
+// load reads all descriptors of fs.
+func (g *groups) load(fs *ext4.FS) error {
 	*g = groups{fs: fs, descs: make([]ext4.GroupDesc, fs.Groups), desc: map[uint64]uint32{}, verified: map[uint64]bool{}}
 	b := make([]byte, fs.BlockSize)
 	var missing error

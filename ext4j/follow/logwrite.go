@@ -18,6 +18,8 @@ func (p *part) logBlock(l uint32, data []byte, at int64, lsn epoch.LSN) Class {
 	case at != 0 || int64(len(data)) != p.bs:
 		p.restart("a block of its journal was written in part")
 		return MustWait
+	case (l < g.ring.First || l >= g.ring.Last) && p.f.o.Mutant == FastLog:
+		return LogFree
 	case l < g.ring.First || l >= g.ring.Last:
 		return MustWait // fast commits
 	case g.empty():
@@ -203,7 +205,9 @@ func (p *part) take(c jbd2.CommitBlock, datas [][]byte) error {
 		}
 		g.copies[e.Block] = &committed{tid: g.tid, logical: e.Logical, escaped: e.Escaped(), hash: hashOf(datas[i])}
 		t.blocks = append(t.blocks, e.Block)
-		p.cache.put(e.Block, datas[i], true)
+		if p.f.o.Mutant != StaleView {
+			p.cache.put(e.Block, datas[i], true)
+		}
 	}
 	g.tid = t.tid + 1
 	first, last, end := g.consume()
@@ -325,7 +329,7 @@ func (p *part) logSuper(data []byte, at int64) Class {
 	case super.Start == old.Start && super.Sequence == old.Sequence:
 		return LogSuper
 	}
-	return p.tailMoved(super, old)
+	return p.tailMoved(super)
 }
 
 // sameLog tells whether two superblocks differ only in what changes while the log is in use.
@@ -337,7 +341,7 @@ func sameLog(a, b []byte) bool {
 // emptied: the log has become empty, or begins. The chain of LIVE ends with it.
 func (p *part) emptied() {
 	p.f.mustWait()
-	if p.f.o.Mutant != KeepChain {
+	if p.f.o.Mutant != KeepView {
 		p.chain = 0
 	}
 	for b, c := range p.log.copies {
@@ -349,7 +353,7 @@ func (p *part) emptied() {
 
 // tailMoved drops the transactions before the new tail. It can show nothing if
 // every copy that goes is home.
-func (p *part) tailMoved(super, old jbd2.Superblock) Class {
+func (p *part) tailMoved(super jbd2.Superblock) Class {
 	g := &p.log
 	n := 0
 	for n < len(g.txs) && !(g.txs[n].tid == super.Sequence && g.txs[n].first == super.Start) {
@@ -368,6 +372,9 @@ func (p *part) tailMoved(super, old jbd2.Superblock) Class {
 			}
 			if !c.home && p.f.o.Mutant != TrustTail {
 				class = MustWait
+			}
+			if p.f.o.Mutant == KeepCopies {
+				continue
 			}
 			delete(g.copies, b)
 			p.cache.settle(b, c.home)

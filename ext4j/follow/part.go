@@ -204,10 +204,13 @@ func (p *part) loadGroups() error {
 	if p.pages.missing() {
 		return p.wantPages()
 	}
-	if err != nil || in.Block != p.journal.Block || in.Size != p.journal.Size {
-		return fmt.Errorf("the journal's copy of its inode differs (%v)", err)
+	if err != nil {
+		return fmt.Errorf("journal inode in the journal: %w", err)
 	}
-	if err := p.groups.load(fs, view{p}); p.pages.missing() {
+	if in.Block != p.journal.Block || in.Size != p.journal.Size {
+		return errors.New("the journal's copy of its inode differs")
+	}
+	if err := p.groups.load(fs); p.pages.missing() {
 		return p.wantPages()
 	} else if err != nil {
 		return err
@@ -225,7 +228,7 @@ func (p *part) live() bool {
 	if p.ph != following {
 		return false
 	}
-	if p.f.o.Mutant == AlwaysLive {
+	if m := p.f.o.Mutant; m == AlwaysLive || m == FastLog {
 		return true
 	}
 	return p.chain > 0 && p.notLive() == ""
@@ -332,7 +335,7 @@ var zeros [1 << 16]byte
 // homeBlock judges a write to a block outside the journal.
 func (p *part) homeBlock(b uint64, at int64, data, before []byte, whole bool) Class {
 	if c := p.log.copies[b]; c != nil {
-		if same := whole && hashOf(data) == c.hash; same && (!c.diverged || p.f.o.Mutant == IgnoreHome) {
+		if same := whole && hashOf(data) == c.hash; same && (!c.diverged || p.f.o.Mutant == KeepCopies || p.f.o.Mutant == IgnoreRevoke) {
 			c.home = true
 			p.homeSuper(b, at, data)
 			return CommittedCopy
@@ -378,9 +381,8 @@ func (p *part) superBlock() uint64 { return uint64(ext4.Offset / p.bs) }
 // touched: a home block that the view hangs on was written with something that
 // the journal does not hold.
 func (p *part) touched(b uint64, at int64, data []byte) {
-	if p.f.o.Mutant == KeepChain {
+	if p.f.o.Mutant == KeepView {
 		p.homeSuper(b, at, data)
-		p.cache.written(b, at, data)
 		return
 	}
 	p.damaged = 0

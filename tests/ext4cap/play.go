@@ -1,6 +1,7 @@
 package ext4cap
 
 import (
+	"crypto/sha256"
 	"fmt"
 
 	"kagami/ext4j/epoch"
@@ -101,44 +102,77 @@ func feed(f *follow.Follower, img []byte) {
 }
 
 // Check recovers the disk at every boundary that an answer spans and compares
-// what is found: all of them must look alike.
+// what is found: all of them must look alike. It returns the first Lie.
 func (s Stream) Check(j *Judge, answers []Answer) error {
-	need := map[int]bool{}
+	until := map[int]int{} // boundary → the first one it must look like
+	last := 0
 	for _, a := range answers {
 		for b := a.Acked; b <= a.Boundary; b++ {
-			need[b] = true
+			if from, ok := until[b]; !ok || a.Acked < from {
+				until[b] = a.Acked
+			}
 		}
+		last = max(last, a.Boundary)
 	}
-	looks := map[int]string{}
-	img, n := append([]byte(nil), s.Base...), 0
-	look := func() error {
-		if !need[n] {
-			return nil
-		}
-		tree, err := j.Look(img)
-		if err != nil {
-			return fmt.Errorf("at FLUSH %d: %w", n, err)
-		}
-		looks[n] = tree
-		return nil
-	}
-	if err := look(); err != nil {
+	c := checker{j: j, until: until, looks: map[int]string{}, img: append([]byte(nil), s.Base...)}
+	if err := c.look(0); err != nil {
 		return err
 	}
+	n := 0
 	for _, r := range s.Log {
-		apply(img, r)
-		if r.Kind == Flush {
-			n++
-			if err := look(); err != nil {
+		switch r.Kind {
+		case Note:
+			c.note(string(r.Data))
+		case Flush:
+			if n++; n > last {
+				return nil
+			}
+			if err := c.look(n); err != nil {
 				return err
 			}
+		default:
+			apply(c.img, r)
 		}
 	}
-	for _, a := range answers {
-		for b := a.Acked; b < a.Boundary; b++ {
-			if looks[b] != looks[a.Boundary] {
-				return &Lie{Answer: a, At: b, Before: looks[b], After: looks[a.Boundary]}
-			}
+	return nil
+}
+
+// checker goes through a stream for Check.
+type checker struct {
+	j     *Judge
+	until map[int]int
+	looks map[int]string
+	img   []byte
+	raw   [][2]int64 // ranges that a program owns without a file system
+}
+
+// note takes what the workload promised itself.
+func (c *checker) note(text string) {
+	var off, n int64
+	if text == "raw end" {
+		c.raw = nil
+	} else if _, err := fmt.Sscanf(text, "raw %d %d", &off, &n); err == nil {
+		c.raw = append(c.raw, [2]int64{off, n})
+	}
+}
+
+// look looks at boundary n if an answer spans it, and compares with where that began.
+func (c *checker) look(n int) error {
+	from, ok := c.until[n]
+	if !ok {
+		return nil
+	}
+	tree, err := c.j.Look(c.img)
+	if err != nil {
+		return fmt.Errorf("at FLUSH %d: %w", n, err)
+	}
+	for _, r := range c.raw {
+		tree += fmt.Sprintf("\nraw %d %x", r[0], sha256.Sum256(c.img[r[0]:r[0]+r[1]]))
+	}
+	c.looks[n] = tree
+	for b := from; b < n; b++ {
+		if before := c.looks[b]; before != tree {
+			return &Lie{Answer: Answer{from, n}, At: b, Before: before, After: tree}
 		}
 	}
 	return nil

@@ -1,22 +1,14 @@
 package ext4cap
 
 import (
-	"os"
 	"testing"
 
 	"kagami/ext4j/follow"
 )
 
-func tempShm(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "ext4cap")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
+// TestTable counts the FLUSHes that wait, for the table in docs/ext4.md.
 func TestTable(t *testing.T) {
+	need(t)
 	for _, w := range Table() {
 		t.Run(w.Name, func(t *testing.T) {
 			s, err := Capture(tempShm(t), w, 1)
@@ -24,15 +16,7 @@ func TestTable(t *testing.T) {
 				t.Fatal(err)
 			}
 			p := s.Play(follow.Options{}, 0)
-			t.Logf("records %d flushes %d local %d waited %d empty %d commits %d counts %v status %+v", len(s.Log), p.Flushes, p.Local, p.Waited, p.Empty, p.Commits, p.Counts, p.Status.Parts)
-			j, err := NewJudge(tempShm(t), int64(len(s.Base)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer j.Close()
-			if err := s.Check(j, p.Answers); err != nil {
-				t.Fatal(err)
-			}
+			t.Logf("%d commits, %d FLUSHes, %d wait, %d local, %d with nothing to cover; classes %v", p.Commits, p.Flushes, p.Waited, p.Local, p.Empty, p.Counts)
 			if w.Waits != 0 && p.Waited > w.Waits {
 				t.Errorf("%d FLUSHes waited, at most %d should", p.Waited, w.Waits)
 			}

@@ -72,17 +72,19 @@ func (m memory) WriteAt(p []byte, off int64) (int, error) { return copy(m[off:],
 func (m memory) Datasync() error                          { return nil }
 
 // Look returns every name with its attributes and a hash of its content, one a
-// line, as they are after recovery of the state.
+// line, as they are after recovery of the state; or, in words, why that cannot be.
 func (j *Judge) Look(state []byte) (string, error) {
 	img := memory(append([]byte(nil), state...))
-	if _, err := recover.Run(img, 0, int64(len(img)), recover.Options{}); err != nil {
-		return "", fmt.Errorf("recover: %w", err)
+	_, refused := recover.Run(img, 0, int64(len(img)), recover.Options{})
+	if refused != nil {
+		return "not recovered: " + refused.Error(), nil
 	}
 	if err := j.load(img); err != nil {
 		return "", err
 	}
-	if err := unix.Mount(j.dev, j.dir, "ext4", unix.MS_RDONLY, ""); err != nil {
-		return "", fmt.Errorf("mount: %w", err)
+	refused = unix.Mount(j.dev, j.dir, "ext4", unix.MS_RDONLY, "")
+	if refused != nil {
+		return "not mounted: " + refused.Error(), nil
 	}
 	tree, err := walk(j.dir)
 	for range 100 {

@@ -28,6 +28,7 @@ type Workload struct {
 	Mount string   // mount options
 	MiB   int64
 	Run   func(e *Env) error
+	Dirty bool // the stream ends before the unmount
 	// Waits is the most FLUSHes that may wait for the replica; 0: not bounded.
 	Waits int
 }
@@ -59,10 +60,15 @@ func Capture(dir string, w Workload, seed uint64) (s Stream, err error) {
 		return s, err
 	}
 	err = w.Run(e)
+	if w.Dirty {
+		s.Log = d.Log()
+	}
 	if e.mount {
 		err = errors.Join(err, e.Unmount())
 	}
-	s.Log = d.Log()
+	if !w.Dirty {
+		s.Log = d.Log()
+	}
 	return s, err
 }
 
@@ -101,6 +107,9 @@ func (e *Env) Unmount() error {
 
 // Path is a file's path.
 func (e *Env) Path(name string) string { return filepath.Join(e.Dir, name) }
+
+// fork makes a source of chance of its own for a goroutine.
+func fork(r *rand.Rand) *rand.Rand { return rand.New(rand.NewPCG(r.Uint64(), r.Uint64())) }
 
 // Bytes are n random bytes.
 func (e *Env) Bytes(n int) []byte {
