@@ -275,12 +275,15 @@ type PartStatus struct {
 type Status struct {
 	Parts  []PartStatus
 	Counts [Classes]uint64 // records, by Class
+	// Settled: nothing is wanted that has not been loaded.
+	Settled bool
 }
 
 // Status returns a snapshot.
 func (f *Follower) Status() Status {
-	s := Status{Counts: f.counts}
+	s := Status{Counts: f.counts, Settled: true}
 	for _, p := range f.parts {
+		s.Settled = s.Settled && len(p.wants.asked) == 0
 		s.Parts = append(s.Parts, p.status())
 	}
 	return s

@@ -382,7 +382,7 @@ func changes() []Workload {
 		}},
 		{Name: "remounts", MiB: 16, Run: func(e *Env) error {
 			for _, o := range []string{"ro", "rw", "rw,commit=1", "rw,noquota", "rw,errors=continue"} {
-				if err := errors.Join(unix.Mount("", e.Dir, "", unix.MS_REMOUNT|flag(o == "ro"), dropRO(o)), skipRO(o, func() error {
+				if err := errors.Join(unix.Mount("", e.Dir, "", unix.MS_REMOUNT|readOnly(o == "ro"), dropRO(o)), skipRO(o, func() error {
 					return errors.Join(e.Append("a", 4096, 3), e.Create("c"+o, 900, 3))
 				})); err != nil {
 					return err
@@ -393,7 +393,7 @@ func changes() []Workload {
 	}
 }
 
-func flag(ro bool) uintptr {
+func readOnly(ro bool) uintptr {
 	if ro {
 		return unix.MS_RDONLY
 	}
