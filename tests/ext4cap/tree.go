@@ -75,16 +75,15 @@ func (m memory) Datasync() error                          { return nil }
 // line, as they are after recovery of the state; or, in words, why that cannot be.
 func (j *Judge) Look(state []byte) (string, error) {
 	img := memory(append([]byte(nil), state...))
-	_, refused := recover.Run(img, 0, int64(len(img)), recover.Options{})
-	if refused != nil {
-		return "not recovered: " + refused.Error(), nil
+	_, err := recover.Run(img, 0, int64(len(img)), recover.Options{})
+	if why := words(err); why != "" {
+		return "not recovered: " + why, nil
 	}
 	if err := j.load(img); err != nil {
 		return "", err
 	}
-	refused = unix.Mount(j.dev, j.dir, "ext4", unix.MS_RDONLY, "")
-	if refused != nil {
-		return "not mounted: " + refused.Error(), nil
+	if why := words(unix.Mount(j.dev, j.dir, "ext4", unix.MS_RDONLY, "")); why != "" {
+		return "not mounted: " + why, nil
 	}
 	tree, err := walk(j.dir)
 	for range 100 {
@@ -94,6 +93,15 @@ func (j *Judge) Look(state []byte) (string, error) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return tree, errors.Join(err, errors.New("cannot unmount"))
+}
+
+// words is what a refusal says; empty when there is none. A refusal is a result
+// here, compared like any other.
+func words(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // load brings the loop device's file to a state.
