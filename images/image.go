@@ -81,12 +81,25 @@ func checkImage(f File, path string, want Want) (*Image, error) {
 	return img, nil
 }
 
-// CreateImage makes a sparse image of size bytes and returns it open and
-// locked. It is complete and durable under path, or not there: it is made
-// under path+TempSuffix (what a crash left there is removed), given its
-// identity ("" for none), fdatasynced, renamed, and its folder fsynced.
-// An existing path is fs.ErrExist.
+// CreateImage makes a sparse image of size bytes, with an identity ("" for none),
+// and returns it open and locked. See MakeImage.
 func CreateImage(fsys FS, path string, size int64, identity string) (*Image, error) {
+	return MakeImage(fsys, path, size, func(i *Image) error {
+		if identity == "" {
+			return nil
+		}
+		if err := i.f.SetXattr(IdentityAttr, []byte(identity)); err != nil {
+			return fmt.Errorf("set identity: %w", err)
+		}
+		return nil
+	})
+}
+
+// MakeImage makes an image of size bytes with the content that fill writes to it,
+// and returns it open and locked. It is complete and durable under path, or not
+// there: it is made under path+TempSuffix (what a crash left there is removed),
+// filled, fdatasynced, renamed, and its folder fsynced. An existing path is fs.ErrExist.
+func MakeImage(fsys FS, path string, size int64, fill func(*Image) error) (*Image, error) {
 	if size <= 0 {
 		return nil, fmt.Errorf("create image %s: %w: %d bytes", path, ErrSize, size)
 	}
@@ -99,7 +112,7 @@ func CreateImage(fsys FS, path string, size int64, identity string) (*Image, err
 		return nil, fmt.Errorf("create image: %w", err)
 	}
 	img := &Image{f: f, path: path, size: size}
-	if err := img.prepare(identity); err != nil {
+	if err := img.prepare(fill); err != nil {
 		return nil, img.discard(fsys, temp, err)
 	}
 	if err := fsys.Rename(temp, path); err != nil {
@@ -122,18 +135,16 @@ func mustNotExist(fsys FS, path string) error {
 	return errors.Join(fmt.Errorf("%s: %w", path, fs.ErrExist), f.Close())
 }
 
-// prepare locks a new file and makes size and identity durable.
-func (i *Image) prepare(identity string) error {
+// prepare locks a new file and makes size and content durable.
+func (i *Image) prepare(fill func(*Image) error) error {
 	if err := i.f.Lock(); err != nil {
 		return err
 	}
 	if err := i.f.Truncate(i.size); err != nil {
 		return fmt.Errorf("set size: %w", err)
 	}
-	if identity != "" {
-		if err := i.f.SetXattr(IdentityAttr, []byte(identity)); err != nil {
-			return fmt.Errorf("set identity: %w", err)
-		}
+	if err := fill(i); err != nil {
+		return err
 	}
 	return i.f.Datasync()
 }

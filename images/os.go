@@ -19,15 +19,23 @@ type OS struct{}
 // (folder, device, FIFO) is refused: sizes and holes mean nothing there.
 func (OS) Open(name string) (File, error) {
 	// O_NONBLOCK keeps the open of a FIFO from waiting; it does nothing to regular files.
-	return openOS(name, os.O_RDWR|unix.O_NONBLOCK, 0)
+	return asFile(openOS(name, os.O_RDWR|unix.O_NONBLOCK, 0))
 }
 
 // Create makes a new, empty file. perm is subject to the umask.
 func (OS) Create(name string, perm fs.FileMode) (File, error) {
-	return openOS(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
+	return asFile(openOS(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm))
 }
 
-func openOS(name string, flags int, perm fs.FileMode) (File, error) {
+// asFile keeps a nil *osFile from becoming a File that is not nil.
+func asFile(f *osFile, err error) (File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+func openOS(name string, flags int, perm fs.FileMode) (*osFile, error) {
 	f, err := os.OpenFile(name, flags, perm)
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ appliance/config         kagami/appliance/control
 appliance/control        kagami/tests/acked/stamp
 appliance/host           github.com/spf13/viper
 appliance/nbd            kagami/appliance/control
+appliance/offline        kagami/appliance/control
 appliance/pki            kagami/appliance/control
 appliance/ship           kagami/appliance/control
 ext4j                    kagami/appliance/control
@@ -24,7 +25,7 @@ ext4j/epoch              kagami/appliance/control
 ext4j/follow             kagami/images
 ext4j/jbd2               kagami/appliance/control
 ext4j/recover            kagami/images
-ext4j/ext4              kagami/appliance/control
+ext4j/ext4               kagami/appliance/control
 images                   kagami/appliance/control
 qmp                      kagami/images
 replica                  kagami/appliance/control

@@ -2,29 +2,18 @@ package follow_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
-	"io"
-	"os"
 	"testing"
 
 	"kagami/ext4j/epoch"
 	"kagami/ext4j/follow"
+	"kagami/tests/dirty"
 )
 
-// image is a small file system with a dirty journal, written by the kernel: see testdata/README.
+// image is a small file system with a dirty journal, written by the kernel.
 func image(t testing.TB) []byte {
 	t.Helper()
-	f, err := os.Open("testdata/dirty.img.gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := io.ReadAll(z)
+	img, err := dirty.Image()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 
 var update = flag.Bool("update", false, "write the images that other packages' tests use")
 
-// TestMakeDirty makes the image with a dirty journal of ext4j/follow.
+// TestMakeDirty makes the image of tests/dirty.
 func TestMakeDirty(t *testing.T) {
 	if !*update {
 		t.Skip("only with -update")
@@ -31,7 +31,7 @@ func TestMakeDirty(t *testing.T) {
 	if _, err := z.Write(s.Base); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(z.Close(), os.WriteFile("../../ext4j/follow/testdata/dirty.img.gz", b.Bytes(), 0o600)); err != nil {
+	if err := errors.Join(z.Close(), os.WriteFile("../dirty/dirty.img.gz", b.Bytes(), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 }

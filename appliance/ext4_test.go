@@ -1,0 +1,65 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kagami/tests/dirty"
+)
+
+// dirtyFile writes an image with a journal to be replayed.
+func dirtyFile(t *testing.T) string {
+	t.Helper()
+	img, err := dirty.Image()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(path, img, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestExt4Recover(t *testing.T) {
+	path := dirtyFile(t)
+	var text strings.Builder
+	for _, args := range [][]string{
+		{"--dry-run"},
+		{"--out", path + ".out"},
+		{"--out", path + ".out"},
+		{"--partition", "1"},
+		{"--partition", "1", "--offset", "512"},
+		{"--offset", "4096"},
+		{},
+		{},
+	} {
+		r := kagami(t, append([]string{"ext4", "recover", path}, args...)...)
+		text.WriteString("$ kagami ext4 recover IMAGE " + strings.Join(args, " ") + "\n" + r.err + r.out + "exit " + string(rune('0'+r.code)) + "\n\n")
+	}
+	golden(t, "ext4_recover.txt", strings.ReplaceAll(text.String(), path, "IMAGE"))
+}
+
+func TestExt4RecoverJSON(t *testing.T) {
+	path := dirtyFile(t)
+	r := kagami(t, "ext4", "recover", path, "--json")
+	var got struct {
+		Result struct {
+			Needed       bool `json:"needed"`
+			Transactions int  `json:"transactions"`
+			Written      int  `json:"written"`
+		} `json:"result"`
+	}
+	if err := json.Unmarshal([]byte(r.out), &got); err != nil || r.code != 0 {
+		t.Fatalf("exit %d, %v\n%s%s", r.code, err, r.out, r.err)
+	}
+	if !got.Result.Needed || got.Result.Transactions == 0 || got.Result.Written == 0 {
+		t.Errorf("got %s", r.out)
+	}
+	if r := kagami(t, "ext4", "recover", path+".none", "--json"); r.code != 5 || !strings.Contains(r.out, `"exit":5`) {
+		t.Errorf("no image: exit %d, %s", r.code, r.out)
+	}
+}
