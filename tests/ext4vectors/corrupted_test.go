@@ -1,0 +1,157 @@
+package ext4vectors
+
+import (
+	"compress/gzip"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"kagami/appliance/offline"
+	"kagami/ext4j/epoch"
+	"kagami/ext4j/ext4"
+	"kagami/ext4j/follow"
+	"kagami/ext4j/recover"
+)
+
+// trial is something that must bear any image. It returns an error only when it
+// behaved in a way that it must not.
+type trial func(path string, img []byte) error
+
+// trials are all of them. img is the image's content, and may be changed.
+var trials = map[string]trial{
+	"replay of a copy": func(path string, img []byte) error {
+		return readable(recover.Run(memory(img), 0, int64(len(img)), recover.Options{}))
+	},
+	"replay, cut in half": func(path string, img []byte) error {
+		return readable(recover.Run(memory(img[:len(img)/2]), 0, int64(len(img)/2), recover.Options{}))
+	},
+	"recover --dry-run": func(path string, img []byte) error {
+		r, err := offline.Recover(context.Background(), path, offline.Place{}, offline.RecoverOptions{DryRun: true})
+		return readable(r.Report, err)
+	},
+	"follower": follows,
+}
+
+// readable accepts a replay and a refusal in words.
+func readable(rep recover.Report, err error) error {
+	if err == nil || errors.Is(err, recover.ErrRefused) || errors.Is(err, ext4.ErrNotExt4) || errors.Is(err, offline.ErrRefused) {
+		return nil
+	}
+	return err
+}
+
+// memory is an image in memory.
+type memory []byte
+
+func (m memory) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off >= int64(len(m)) {
+		return 0, io.EOF
+	}
+	n := copy(p, m[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (m memory) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(p)) > int64(len(m)) {
+		return 0, errors.New("write outside the image")
+	}
+	return copy(m[off:], p), nil
+}
+
+func (m memory) Datasync() error { return nil }
+
+// follows lets a follower read all that it wants, and see writes of parts of the image.
+func follows(_ string, img []byte) error {
+	f := follow.New(follow.Options{Size: int64(len(img))})
+	f.Reset(0)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for lsn := epoch.LSN(1); lsn < 500; lsn++ {
+		for _, w := range f.Wants(16) {
+			if w.Off < 0 || w.Len <= 0 || w.Off+w.Len > int64(len(img)) {
+				return errors.New("wants what is not there")
+			}
+			f.Loaded(w, img[w.Off:w.Off+w.Len])
+		}
+		off := rnd.Int64N(int64(len(img))/1024) * 1024
+		n := min(1024*(1+rnd.Int64N(8)), int64(len(img))-off)
+		f.Observe(follow.Write{LSN: lsn, Range: follow.Range{Off: off, Len: n}, Data: img[off : off+n]})
+		_ = f.Local(lsn / 2)
+	}
+	_ = f.Status()
+	return nil
+}
+
+// Bounds of one trial of one image.
+const (
+	maxTime  = 30 * time.Second // the slowest take a tenth of a second
+	maxAlloc = 256 << 20        // bytes allocated in all, which is more than are in use at once
+)
+
+func unpack(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func TestCorrupted(t *testing.T) {
+	dir := filepath.Join(fetched(t), "f")
+	all, err := names(dir, ".img.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < 185 {
+		t.Errorf("only %d images", len(all))
+	}
+	for _, name := range all {
+		t.Run(name, func(t *testing.T) {
+			img := unpack(t, filepath.Join(dir, name+".img.gz"))
+			path := filepath.Join(t.TempDir(), "image")
+			if err := os.WriteFile(path, img, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for what, try := range trials {
+				bounded(t, what, func() error { return try(path, append([]byte(nil), img...)) }, int64(len(img)))
+			}
+		})
+	}
+}
+
+// bounded runs a trial and looks at what it took. copied is what the caller allocates.
+func bounded(t *testing.T, what string, try func() error, copied int64) {
+	t.Helper()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	began := time.Now()
+	if err := try(); err != nil {
+		t.Errorf("%s: %v", what, err)
+	}
+	took := time.Since(began)
+	runtime.ReadMemStats(&after)
+	if used := int64(after.TotalAlloc-before.TotalAlloc) - copied; used > maxAlloc {
+		t.Errorf("%s: allocated %d MiB", what, used>>20)
+	}
+	if took > maxTime {
+		t.Errorf("%s: took %v", what, took)
+	}
+}
