@@ -12,11 +12,11 @@ MAKEFLAGS += --no-builtin-rules
 export GO
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test lint demo bench fuzz soak install clean
+.PHONY: help deps build test lint demo bench fuzz soak ext4-corpus ext4-soak install clean
 
 help: ## list the targets
 	@echo "kagami $(VERSION)"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo "DEPS=no skips the check for Debian packages."
 
 deps: ## install what building and testing need, if it is missing (Debian 12, Go >= 1.26)
@@ -46,6 +46,13 @@ fuzz: deps ## fuzz every target for FUZZTIME (30s)
 
 soak: build ## the seeded crash tests for long, with a new seed; ROUNDS=20, SEED=
 	scripts/soak.sh
+
+ext4-corpus: deps ## images of ext4 file systems that lost their power, into build/ext4-corpus
+	mkdir -p build/ext4-corpus
+	EXT4_CORPUS=$(CURDIR)/build/ext4-corpus $(GO) test -count=1 -v -run Corpus ./tests/ext4cap
+
+ext4-soak: deps ## all that is tried of ext4, in full and with a new seed; ROUNDS=1, SEED=
+	scripts/ext4-soak.sh
 
 install: build ## install the binary and the systemd unit under PREFIX (/usr/local)
 	install -D -m 0755 bin/kagami $(DESTDIR)$(PREFIX)/bin/kagami

@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.."
 echo "=== soak of $ROUNDS rounds, SEED=$SEED"
 echo "=== spool: crashes of a fake disk"
 SPOOL_SEEDS=$((ROUNDS * 4000)) $GO test -count=1 -timeout 0 -v -run Crash ./replica/spool
-echo "=== journal replay: crashes of file systems written by the kernel"
-EXT4_SOAK=$(((ROUNDS + 4) / 5)) EXT4_SEED=$SEED $GO test -count=1 -timeout 0 -run 'Kernel' ./ext4j/recover
+ROUNDS=$(((ROUNDS + 4) / 5)) SEED=$SEED scripts/ext4-soak.sh
 echo "=== two sites: random faults, then the loss of one"
 $GO run ./tests/e2e/soak -kagami bin/kagami -rounds "$ROUNDS" -seed "$SEED"

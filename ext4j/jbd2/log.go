@@ -87,7 +87,8 @@ type Log struct {
 	// journal block at which that was decided.
 	EndTID TID
 	EndAt  uint32
-	// Head is the journal block after the last commit block; 0 with no transactions.
+	// Head is the journal block after the last commit block, or the log's start when it
+	// holds no whole transaction; 0 for an empty log.
 	Head uint32
 }
 

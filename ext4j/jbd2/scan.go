@@ -29,7 +29,7 @@ func Scan(j Journal, read ReadBlock) (Log, error) {
 	if j.Start == 0 {
 		return Log{End: EndEmpty, EndTID: j.Sequence}, nil
 	}
-	s := scanner{j: j, read: read, at: j.Start, tid: j.Sequence, buf: make([]byte, j.BlockSize)}
+	s := scanner{j: j, read: read, at: j.Start, tid: j.Sequence, buf: make([]byte, j.BlockSize), log: Log{Head: j.Start}}
 	s.begin()
 	for {
 		done, err := s.step()

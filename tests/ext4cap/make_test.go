@@ -5,11 +5,53 @@ import (
 	"compress/gzip"
 	"errors"
 	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 )
 
 var update = flag.Bool("update", false, "write the images that other packages' tests use")
+
+// TestCorpus writes disks that lost their power to the folder EXT4_CORPUS: what
+// make ext4-corpus makes for other programs to try.
+func TestCorpus(t *testing.T) {
+	dir := os.Getenv("EXT4_CORPUS")
+	if dir == "" {
+		t.Skip("only with EXT4_CORPUS set: make ext4-corpus")
+	}
+	n, seed := soak(t)
+	all := streams(t)
+	for i, name := range slices.Sorted(maps.Keys(all)) {
+		for k, c := range all[name].Cuts(rand.New(rand.NewPCG(seed, uint64(i))), max(1, n)) {
+			path := filepath.Join(dir, fmt.Sprintf("%s.%d.img", strings.ReplaceAll(name, " ", "_"), k))
+			if err := writeSparse(path, c.State); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s: %s", path, c.Name)
+		}
+	}
+}
+
+// writeSparse writes a file with holes where there are zeros.
+func writeSparse(path string, img []byte) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	const step = 4096
+	err = f.Truncate(int64(len(img)))
+	for o := 0; o < len(img) && err == nil; o += step {
+		if p := img[o:min(o+step, len(img))]; !bytes.Equal(p, make([]byte, len(p))) {
+			_, err = f.WriteAt(p, int64(o))
+		}
+	}
+	return errors.Join(err, f.Close())
+}
 
 // TestMakeDirty makes the image of tests/dirty.
 func TestMakeDirty(t *testing.T) {

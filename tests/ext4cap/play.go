@@ -10,8 +10,9 @@ import (
 
 // Stream is what was written to a disk, from a state on.
 type Stream struct {
-	Base []byte
-	Log  []Record
+	Base  []byte
+	Log   []Record
+	Mount string // options that whoever mounts it needs to keep the journal as it is
 }
 
 // Played is what a follower made of a stream.

@@ -21,6 +21,9 @@ import (
 // Judge shows what an application would find after a disaster: it replays the
 // journal of a state of the disk in user space and lets the kernel read the result.
 type Judge struct {
+	// Options are given to every mount; a journal of one kind becomes another without its own.
+	Options string
+
 	dir  string
 	file *os.File
 	dev  string
@@ -75,24 +78,49 @@ func (m memory) Datasync() error                          { return nil }
 // line, as they are after recovery of the state; or, in words, why that cannot be.
 func (j *Judge) Look(state []byte) (string, error) {
 	img := memory(append([]byte(nil), state...))
-	_, err := recover.Run(img, 0, int64(len(img)), recover.Options{})
+	rep, err := recover.Run(img, 0, int64(len(img)), recover.Options{})
 	if why := words(err); why != "" {
 		return "not recovered: " + why, nil
 	}
+	return j.Mount(img, rep.Orphans)
+}
+
+// Mount is Look without the replay in user space: the kernel recovers what has to
+// be. writes tells that it will write, and what it leaves is wanted (Left).
+func (j *Judge) Mount(img []byte, writes bool) (string, error) {
 	if err := j.load(img); err != nil {
 		return "", err
 	}
-	if why := words(unix.Mount(j.dev, j.dir, "ext4", unix.MS_RDONLY, "")); why != "" {
+	tree, err := j.look()
+	if writes {
+		_, e := j.file.ReadAt(j.now, 0) // a mount that failed may have written as well
+		err = errors.Join(err, e)
+	}
+	return tree, err
+}
+
+func (j *Judge) look() (string, error) {
+	if why := words(unix.Mount(j.dev, j.dir, "ext4", unix.MS_RDONLY, j.Options)); why != "" {
 		return "not mounted: " + why, nil
 	}
 	tree, err := walk(j.dir)
+	return tree, errors.Join(err, j.unmount())
+}
+
+// Left is what the last Mount left of the disk. It is valid until the next one.
+func (j *Judge) Left() []byte { return j.now }
+
+// Path names the file that holds what Left returns.
+func (j *Judge) Path() string { return j.file.Name() }
+
+func (j *Judge) unmount() error {
 	for range 100 {
-		if e := unix.Unmount(j.dir, 0); e == nil {
-			return tree, err
+		if err := unix.Unmount(j.dir, 0); err == nil {
+			return nil
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	return tree, errors.Join(err, errors.New("cannot unmount"))
+	return errors.New("cannot unmount")
 }
 
 // words is what a refusal says; empty when there is none. A refusal is a result
@@ -144,12 +172,37 @@ func walk(dir string) (string, error) {
 				return err
 			}
 		}
-		size := st.Size
-		lines = append(lines, fmt.Sprintf("%q %o %d:%d %d links %d bytes %s", name, st.Mode, st.Uid, st.Gid, st.Nlink, size, content))
+		attrs, err := xattrs(path)
+		if err != nil {
+			return err
+		}
+		lines = append(lines, fmt.Sprintf("%q %o %d:%d %d links %d bytes, %d.%09d %s%s", name, st.Mode, st.Uid, st.Gid, st.Nlink, st.Size, st.Mtim.Sec, st.Mtim.Nsec, content, attrs))
 		return nil
 	})
 	sort.Strings(lines)
 	return strings.Join(lines, "\n"), err
+}
+
+// xattrs lists the extended attributes of a name, symbolic links not followed.
+func xattrs(path string) (string, error) {
+	list, value := make([]byte, 64<<10), make([]byte, 64<<10)
+	n, err := unix.Llistxattr(path, list)
+	if err != nil {
+		return "", fmt.Errorf("%s: list attributes: %w", path, err)
+	}
+	var all []string
+	for name := range strings.SplitSeq(strings.TrimRight(string(list[:n]), "\x00"), "\x00") {
+		if name == "" {
+			continue
+		}
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return "", fmt.Errorf("%s: attribute %s: %w", path, name, err)
+		}
+		all = append(all, fmt.Sprintf(" %s=%x", name, value[:n]))
+	}
+	sort.Strings(all)
+	return strings.Join(all, ""), nil
 }
 
 func hashFile(path string) (string, error) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -53,6 +54,9 @@ func Capture(dir string, w Workload, seed uint64) (s Stream, err error) {
 		return s, err
 	}
 	d.Log()
+	if strings.Contains(w.Mount, "journal_") {
+		s.Mount = w.Mount
+	}
 	if s.Base, err = d.Image(); err != nil {
 		return s, err
 	}
