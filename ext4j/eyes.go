@@ -17,14 +17,17 @@ type Eyes struct {
 	// LocalFlushes answers a FLUSH that promises nothing without waiting for the
 	// replica; see package follow. It needs Follow.
 	LocalFlushes bool
+	// Mutant breaks one of package follow's rules; only tests set it.
+	Mutant follow.Mutant
 }
 
 // eyes feed a disk's records to its follower, in the order of their LSNs: mu is
 // held from before the record gets its number until the follower has seen it.
 // LSNs are marks (Group.markLocked), which rise across sessions.
 type eyes struct {
-	d     *Disk
-	local bool
+	d      *Disk
+	local  bool
+	mutant follow.Mutant
 
 	mu   sync.Mutex
 	f    *follow.Follower
@@ -34,7 +37,7 @@ type eyes struct {
 
 // openEyes begins to follow a disk, before any request is served.
 func (d *Disk) openEyes(o Eyes) {
-	d.eyes = &eyes{d: d, local: o.LocalFlushes, wake: make(chan struct{}, 1)}
+	d.eyes = &eyes{d: d, local: o.LocalFlushes, mutant: o.Mutant, wake: make(chan struct{}, 1)}
 	d.eyes.renew(0)
 	d.g.wg.Go(d.eyes.load)
 }
@@ -43,7 +46,7 @@ func (d *Disk) openEyes(o Eyes) {
 // what it makes of them is right shows in their superblocks: a table that
 // cannot be read is only a reason to look for one file system on the whole disk.
 func (e *eyes) renew(lsn epoch.LSN) {
-	o := follow.Options{Size: e.d.img.Size()}
+	o := follow.Options{Size: e.d.img.Size(), Mutant: e.mutant}
 	parts, _, err := images.Partitions(e.d.img, o.Size)
 	if err == nil || errors.Is(err, images.ErrTable) {
 		for _, p := range parts {
@@ -212,9 +215,14 @@ func (g *Group) resetEyes() {
 	}
 }
 
-// lastMark is the mark of the last record that was numbered.
+// lastMark is the mark of the last record that was numbered, 0 before there is any:
+// a client may come before the first session does.
 func (g *Group) lastMark() epoch.LSN {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.markLocked(g.q.next() - 1)
+	next := g.q.next()
+	if next == 0 {
+		return 0
+	}
+	return g.markLocked(next - 1)
 }

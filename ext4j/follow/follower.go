@@ -175,7 +175,13 @@ func (f *Follower) mustWait() { f.must = max(f.must, f.last) }
 // every record seen so far promises nothing beyond it: those above were
 // judged harmless while their file systems were LIVE, and none has stopped being so
 // since (that makes all before it records to wait for).
-func (f *Follower) Newest() epoch.LSN { return f.must }
+func (f *Follower) Newest() epoch.LSN {
+	must := f.must
+	if f.o.Mutant == SinceFlush {
+		f.must = 0
+	}
+	return must
+}
 
 // Wanting tells whether Wants has something.
 func (f *Follower) Wanting() bool {

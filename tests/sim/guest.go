@@ -32,6 +32,10 @@ func startGuest(w *World, seed uint64) *guest {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)))
 		w.wg.Go(func() { g.work(rng) })
 	}
+	if w.player != nil {
+		rng := rand.New(rand.NewPCG(seed, 1<<32))
+		w.wg.Go(func() { w.player.play(g, rng) })
+	}
 	return g
 }
 
@@ -49,6 +53,9 @@ func (g *guest) work(rng *rand.Rand) {
 // request makes one request and waits for its answer.
 func (g *guest) request(rng *rand.Rand) {
 	disk := uint32(rng.IntN(g.w.c.Disks))
+	if g.w.player != nil {
+		disk = max(disk, 1) // disk 0 has its own writer
+	}
 	off, n := g.place(rng)
 	switch k := rng.IntN(20); {
 	case k < 3:

@@ -128,11 +128,16 @@ func (h *History) newest(disk uint32, off, n int64) []int32 {
 // answer notes that a request which made version v of a range was answered.
 // before are the newest versions from before the request.
 func (h *History) answer(disk uint32, off int64, v version, before []int32) {
+	h.answerEach(disk, off, func(int) version { return v }, before)
+}
+
+// answerEach is answer for a range whose sectors are of different versions.
+func (h *History) answerEach(disk uint32, off int64, version func(sector int) version, before []int32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, b := range before {
 		s := off/Sector + int64(i)
-		vs := h.versions[disk][s]
+		vs, v := h.versions[disk][s], version(i)
 		for j := int(b) + 1; j < len(vs); j++ {
 			if vs[j] == v {
 				h.answered[disk][s] = max(h.answered[disk][s], int32(j))
@@ -157,14 +162,17 @@ func (h *History) Remote() marks {
 }
 
 // flushed notes that a FLUSH of a disk, begun when m was answered, was answered.
-// protected says that the replica is a complete copy: then it covers every disk there.
-func (h *History) flushed(m marks, disk uint32, protected bool) {
+func (h *History) flushed(m marks, disk uint32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.local.raise(m, int(disk))
-	if protected {
-		h.remote.raise(m, -1)
-	}
+}
+
+// shipped notes that the replica must have what m says of a disk, or of all (disk < 0).
+func (h *History) shipped(m marks, disk int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.remote.raise(m, disk)
 }
 
 // check compares content with the versions at or above the given indexes.
@@ -178,7 +186,7 @@ func (h *History) check(disk int, content []byte, least []int32, inFlight bool) 
 			continue
 		}
 		if !h.has(disk, s, v, least[s]) {
-			return fmt.Errorf("disk %d, sector %d holds write %d; write %d is the least it must hold; its history is %v", disk, s, v, vs[least[s]], vs)
+			return fmt.Errorf("disk %d, sector %d holds write %d; write %d is the least it must hold; its history ends with %v", disk, s, v, vs[least[s]], vs[max(0, len(vs)-20):])
 		}
 	}
 	return nil

@@ -33,6 +33,8 @@ const (
 	NoEntryFlush    Mutant = "the first client reads at once"
 	ForgetCompare   Mutant = "that everything must be compared is forgotten by a restart"
 	NoFloor         Mutant = "the source does not remember what had been acknowledged"
+	StaleView       Mutant = "the view of an ext4 is never updated"
+	ClearPending    Mutant = "what must be waited for is forgotten when a FLUSH arrives"
 	WritesOvertake  Mutant = "a record enters the stream after its request was answered"
 )
 

@@ -29,6 +29,8 @@ func TestMutants(t *testing.T) {
 		{ForgetCompare, 20, crashInCompare},
 		{NoFloor, 20, rotAndRestart},
 		{WritesOvertake, 10, nil},
+		{StaleView, 40, cutWhilePlaying},
+		{ClearPending, 20, cutWhilePlaying},
 	} {
 		if raceEnabled && i >= 1 {
 			break
@@ -51,7 +53,7 @@ func TestMutants(t *testing.T) {
 // TestScripts plays the mutants' scripts without a mutant.
 func TestScripts(t *testing.T) {
 	for name, script := range map[string]func(*World) error{"strangersRead": strangersRead, "crashInCompare": crashInCompare,
-		"rotAndRestart": rotAndRestart, "connectionsDie": connectionsDie} {
+		"rotAndRestart": rotAndRestart, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie} {
 		if raceEnabled && name != "crashInCompare" {
 			continue
 		}
@@ -75,6 +77,25 @@ func strangersRead(w *World) error {
 		}
 		w.net.Cut(false)
 		time.Sleep(10 * time.Second)
+	}
+	return nil
+}
+
+// cutWhilePlaying: the link is cut again and again, and the source lost, while an
+// ext4 goes on until a FLUSH has to wait.
+func cutWhilePlaying(w *World) error {
+	for range 30 {
+		if w.player == nil {
+			return nil // another seed has one
+		}
+		w.rest(time.Second)
+		w.net.Cut(true)
+		w.rest(3 * time.Second)
+		if err := w.Disaster(); err != nil {
+			return err
+		}
+		w.net.Cut(false)
+		time.Sleep(3 * time.Second)
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ func (w *World) step() error {
 	w.rest([]time.Duration{20 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second, 6 * time.Second}[w.rng.IntN(4)])
 	w.bury()
 	w.noticeRot()
-	if w.rng.IntN(2) == 0 {
+	if w.rng.IntN(2) == 0 || w.player != nil {
 		if err := w.Disaster(); err != nil {
 			return fmt.Errorf("disaster: %w", err)
 		}

@@ -44,6 +44,8 @@ type Config struct {
 	ApplyAge      time.Duration
 	Compress      bool
 	Events        int
+	Eyes          bool // the source follows ext4, and answers FLUSHes that promise nothing locally
+	Script        int  // recording of an ext4 that disk 0 plays; -1: none
 }
 
 // RandomConfig draws a configuration: small limits, so that all of them are met.
@@ -54,7 +56,17 @@ func RandomConfig(rng *rand.Rand) Config {
 		Room: int(pick(8<<10, 64<<10, 1<<20)), QueueBytes: pick(96<<10, 256<<10, 1<<20), EpochBytes: pick(16<<10, 64<<10, 90<<10),
 		EpochAge: time.Duration(pick(20, 200, 1000)) * time.Millisecond, InflightBytes: 1 << 20, MaxRegions: int(pick(4, 8, 16, 64)),
 		SpoolBytes: pick(6<<20, 16<<20), ApplyBytes: pick(16<<10, 256<<10, 3<<20), ApplyAge: time.Duration(pick(50, 500, 5000)) * time.Millisecond,
-		Compress: rng.IntN(2) == 0, Events: 8 + rng.IntN(12)}
+		Compress: rng.IntN(2) == 0, Events: 8 + rng.IntN(12), Script: -1}
+	return c
+}
+
+// withExt4 lets disk 0 be an ext4's in half of the runs. The follower is on in some of the
+// others too: then nothing that it sees is an ext4.
+func (c Config) withExt4(rng *rand.Rand) Config {
+	c.Eyes = rng.IntN(4) > 0
+	if c.Eyes && rng.IntN(3) > 0 {
+		c.Script, c.DiskBytes = rng.IntN(len(recordings())), 4<<20
+	}
 	return c
 }
 
@@ -87,18 +99,20 @@ type World struct {
 	rep     *replicaSite
 	repFS   *fault.FS
 	g       *guest
-	vm      uint64 // number of the VM's present life
-	checked int    // disasters looked at
-	rotten  bool   // acknowledged epochs may have rotted in the spool
-	noticed bool   // and the replica has said so
-	killed  bool   // the source's last end left its page cache
-	hoard   bool   // a replica opened now applies nothing: its spool keeps everything
+	player  *player // of an ext4 on disk 0; nil: that disk is like the others
+	vm      uint64  // number of the VM's present life
+	local   uint64  // FLUSHes that did not wait for the replica, in former lives of the source
+	checked int     // disasters looked at
+	rotten  bool    // acknowledged epochs may have rotted in the spool
+	noticed bool    // and the replica has said so
+	killed  bool    // the source's last end left its page cache
+	hoard   bool    // a replica opened now applies nothing: its spool keeps everything
 }
 
 // NewWorld prepares both machines: empty images, nothing started.
 func NewWorld(seed uint64, mutant Mutant) (*World, error) {
 	rng := rand.New(rand.NewPCG(seed, 0x73696d))
-	c := RandomConfig(rng)
+	c := RandomConfig(rng).withExt4(rand.New(rand.NewPCG(seed, 0x65787434)))
 	codec, err := wire.NewCodec()
 	if err != nil {
 		return nil, err
@@ -107,6 +121,9 @@ func NewWorld(seed uint64, mutant Mutant) (*World, error) {
 		history: NewHistory(c.Disks, c.DiskBytes), stream: NewStream(c.Disks, c.DiskBytes), began: time.Now(),
 		pauses: rand.New(rand.NewPCG(seed, 0x7061)), downed: map[*source]bool{}}
 	w.cond = sync.NewCond(&w.mu)
+	if c.Script >= 0 {
+		w.player = newPlayer(w, recordings()[c.Script])
+	}
 	w.srcFS, w.repFS = w.machine(1), w.machine(2)
 	for _, m := range []struct {
 		fs   *fault.FS
@@ -236,8 +253,18 @@ func (w *World) entered(a *attachment, disk uint32) {
 	}
 }
 
+// promised notes a FLUSH that was answered, begun when m was answered. Without
+// eyes it covers every disk at the replica; with eyes its own, and of
+// an ext4 what the player knows.
 func (w *World) promised(m marks, disk uint32) {
-	w.history.flushed(m, disk, w.protected.Load())
+	w.history.flushed(m, disk)
+	switch {
+	case !w.protected.Load() || w.player != nil && disk == 0:
+	case w.c.Eyes:
+		w.history.shipped(m, int(disk))
+	default:
+		w.history.shipped(m, -1)
+	}
 }
 
 func (w *World) flush(a *attachment, disk uint32) error {
@@ -315,6 +342,9 @@ func readImages(fsys images.FS, name func(int) string, c Config) ([][]byte, erro
 // sourceDown ends the source: its process, or with power its machine and the VM.
 func (w *World) sourceDown(power bool) {
 	s := w.src
+	if s != nil {
+		w.local += s.eng.Stats().LocalFlushes
+	}
 	w.mu.Lock()
 	w.att = nil
 	if s != nil {
@@ -324,6 +354,7 @@ func (w *World) sourceDown(power bool) {
 	if power && w.g != nil {
 		w.g.stop()
 		w.g = nil
+		w.player.crashed()
 	}
 	if power {
 		w.srcFS = w.srcFS.Crash()
@@ -369,7 +400,7 @@ func (w *World) replicaDown(power bool) {
 // Disaster checks what the replica would come up with if the source were
 // lost now and the replica had just lost its power.
 func (w *World) Disaster() error {
-	protected, promise := w.protected.Load(), w.history.Remote()
+	protected, promise, played := w.protected.Load(), w.history.Remote(), w.player.promised()
 	w.checked++
 	f := w.repFS.Fork(int64(w.rng.Uint64() >> 1)).Crash()
 	r, err := openReplica(w, f)
@@ -384,7 +415,7 @@ func (w *World) Disaster() error {
 	case sealed.Torn && w.rotten: // and it says so
 		return nil
 	case w.rotten: // it may be older
-		promise, protected = newMarks(w.c.Disks, w.c.DiskBytes), false
+		promise, protected, played = newMarks(w.c.Disks, w.c.DiskBytes), false, nothing
 	case strings.Contains(sealed.Lost, "had been durable") || strings.Contains(sealed.Lost, "damaged after"):
 		return fmt.Errorf("seal says %q", sealed.Lost)
 	}
@@ -409,6 +440,9 @@ func (w *World) Disaster() error {
 		if err := w.history.check(d, got[d], promise[d], false); err != nil {
 			return fmt.Errorf("the replica at %v: %w", sealed.Pos, err)
 		}
+	}
+	if err := w.player.check(got[0], played); err != nil {
+		return fmt.Errorf("the replica at %v: %w", sealed.Pos, err)
 	}
 	return nil
 }
