@@ -5,6 +5,8 @@ PREFIX   ?= /usr/local
 DEPS     ?= yes
 FUZZTIME ?= 30s
 KEEP     ?=
+SEEDS    ?= 2000
+SEED     ?= 1
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LINT     := $(GO) tool -modfile=tests/tools/go.mod golangci-lint
 MAKEFLAGS += --no-builtin-rules
@@ -12,7 +14,7 @@ MAKEFLAGS += --no-builtin-rules
 export GO
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test lint demo bench fuzz soak ext4-corpus ext4-soak install clean
+.PHONY: help deps build test lint demo bench fuzz sim soak ext4-corpus ext4-soak install clean
 
 help: ## list the targets
 	@echo "kagami $(VERSION)"
@@ -43,6 +45,9 @@ bench: deps ## run the benchmarks there are, with memory use
 
 fuzz: deps ## fuzz every target for FUZZTIME (30s)
 	FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
+
+sim: deps ## the simulator of two sites, SEEDS=2000 of them from SEED=1 on; a failure prints its shortest history
+	$(GO) test -count=1 -timeout 0 -v -run '^TestSeeds$$' ./tests/sim -seeds=$(SEEDS) -seed=$(SEED)
 
 soak: build ## the seeded crash tests for long, with a new seed; ROUNDS=20, SEED=
 	scripts/soak.sh

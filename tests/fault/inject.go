@@ -44,6 +44,13 @@ func (f *FS) Inject(x Fault) {
 	f.faults = append(f.faults, &x)
 }
 
+// Forgive takes back every fault whose turn has not come.
+func (f *FS) Forgive() {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	f.faults = nil
+}
+
 // SetHook calls h before every step and read, without any lock held, in the
 // goroutine of the operation. An error it returns becomes the operation's,
 // which then has no effect. nil takes the hook away.

@@ -104,6 +104,16 @@ func identity(img []byte) (id uint64) {
 	return id
 }
 
+// tally is what the oracle of an ext4 saw in this run.
+func (w *World) tally() tally {
+	if w.player == nil {
+		return tally{}
+	}
+	t := w.player.tally
+	t.local = int(w.local)
+	return t
+}
+
 // promised is the promise made so far.
 func (p *player) promised() int {
 	if p == nil {

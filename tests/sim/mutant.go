@@ -1,7 +1,9 @@
 package sim
 
 import (
+	"bytes"
 	"context"
+	"hash/crc32"
 	"io/fs"
 	"path"
 	"sync"
@@ -35,6 +37,9 @@ const (
 	NoFloor         Mutant = "the source does not remember what had been acknowledged"
 	StaleView       Mutant = "the view of an ext4 is never updated"
 	ClearPending    Mutant = "what must be waited for is forgotten when a FLUSH arrives"
+	NoSums          Mutant = "a wrong checksum in the spool is not noticed"
+	NoFolderSync    Mutant = "folders are not fsynced"
+	Reordered       Mutant = "two overlapping writes are applied in the wrong order"
 	WritesOvertake  Mutant = "a record enters the stream after its request was answered"
 )
 
@@ -64,6 +69,30 @@ func (f lyingFS) wrap(name string, h images.File, err error) (images.File, error
 type lyingFile struct{ images.File }
 
 func (lyingFile) Datasync() error { return nil }
+
+// forgetfulFS is a file system whose SyncDir does nothing.
+type forgetfulFS struct{ images.FS }
+
+func (forgetfulFS) SyncDir(string) error { return nil }
+
+// swappingImage applies a write after the next one that overlaps it.
+type swappingImage struct {
+	replica.Image
+	mu  sync.Mutex
+	p   []byte
+	off int64
+}
+
+func (i *swappingImage) WriteAt(p []byte, off int64) (int, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	n, err := i.Image.WriteAt(p, off)
+	if i.p != nil && err == nil && off < i.off+int64(len(i.p)) && i.off < off+int64(len(p)) {
+		_, err = i.Image.WriteAt(i.p, i.off)
+	}
+	i.p, i.off = bytes.Clone(p), off
+	return n, err
+}
 
 // halfImage leaves out some of what is applied.
 type halfImage struct {
@@ -107,6 +136,8 @@ func mutateFS(m Mutant, f images.FS) images.FS {
 		return lyingFS{f, "*.seg"}
 	case UnsyncedLog:
 		return lyingFS{f, "active.log"}
+	case NoFolderSync:
+		return forgetfulFS{f}
 	}
 	return f
 }
@@ -117,6 +148,33 @@ func mutateImage(m Mutant, i replica.Image) replica.Image {
 		return &halfImage{Image: i}
 	case MarkBeforeImage:
 		return eagerImage{i}
+	case Reordered:
+		return &swappingImage{Image: i}
 	}
 	return i
+}
+
+// rotUnnoticed changes a record of a spool segment and makes its sums right, as if
+// nobody looked at them.
+func (w *World) rotUnnoticed(name string) {
+	b, err := w.repFS.ReadFile(name)
+	if err != nil || len(b) < 4096 {
+		return
+	}
+	const incarnation, headerBytes = 72, 4096 // replica/spool/README.md
+	seed := crc32.Checksum(b[incarnation:incarnation+8], crc32.MakeTable(crc32.Castagnoli))
+	for at := headerBytes; ; {
+		r, n, err := epoch.DecodeStored(b[at:], seed, nil)
+		if err != nil {
+			return
+		}
+		if r.Type == epoch.TypeWrite && w.rng.IntN(4) == 0 {
+			r.Payload[w.rng.IntN(len(r.Payload))] ^= 1 << w.rng.IntN(8)
+			r.Seal()
+			copy(b[at:], r.AppendStored(nil, epoch.CodecRaw, r.Payload, seed))
+			w.repFS.WriteFile(name, b)
+			return
+		}
+		at += n
+	}
 }

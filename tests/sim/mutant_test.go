@@ -29,6 +29,9 @@ func TestMutants(t *testing.T) {
 		{ForgetCompare, 20, crashInCompare},
 		{NoFloor, 20, rotAndRestart},
 		{WritesOvertake, 10, nil},
+		{NoSums, 40, nil},
+		{NoFolderSync, 40, nil},
+		{Reordered, 10, nil},
 		{StaleView, 40, cutWhilePlaying},
 		{ClearPending, 20, cutWhilePlaying},
 	} {
@@ -36,11 +39,8 @@ func TestMutants(t *testing.T) {
 			break
 		}
 		t.Run(string(c.mutant), func(t *testing.T) {
-			if c.script == nil {
-				c.script = (*World).misfortunes
-			}
 			for seed := uint64(1); seed <= c.within; seed++ {
-				if err, _ := play(t, seed, c.mutant, c.script); err != nil {
+				if err, _ := play(t, run{seed: seed, mutant: c.mutant, script: c.script}); err != nil {
 					t.Logf("caught by seed %d of %d: %v", seed, c.within, err)
 					return
 				}
@@ -58,7 +58,7 @@ func TestScripts(t *testing.T) {
 			continue
 		}
 		for seed := uint64(1); seed <= 2; seed++ {
-			if err, log := play(t, seed, NoMutant, script); err != nil {
+			if err, log := play(t, run{seed: seed, script: script}); err != nil {
 				t.Errorf("%s, seed %d: %v\n%s", name, seed, err, log)
 			}
 		}

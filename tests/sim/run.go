@@ -99,11 +99,12 @@ func (w *World) bury() {
 		w.note("replica has stopped, power loss: %v", power)
 		w.replicaDown(power)
 	}
+	w.buryBroken()
 }
 
 // event is one misfortune.
 func (w *World) event() error {
-	switch k := w.rng.IntN(17); {
+	switch k := w.rng.IntN(21); {
 	case k < 3:
 		w.dieSource(w.rng.IntN(2) == 0)
 	case k < 6:
@@ -128,6 +129,10 @@ func (w *World) event() error {
 		w.reconnect()
 	case k < 15:
 		return w.rot()
+	case k < 17:
+		w.fill()
+	case k < 19:
+		w.breakSync()
 	default:
 		w.note("nothing happens")
 	}
@@ -185,6 +190,10 @@ func (w *World) rotSpool() error {
 	w.note("the spool rots")
 	w.rotten, w.noticed = true, false
 	for _, name := range names {
+		if w.mutant == NoSums {
+			w.rotUnnoticed(replicaDir + "/spool/" + name)
+			continue
+		}
 		if _, err := w.repFS.FlipBit(replicaDir+"/spool/"+name, 4096, 64<<10); err != nil {
 			return err
 		}
@@ -274,6 +283,10 @@ func (w *World) cleanRestart() error {
 	defer cancel()
 	err := w.src.drain(ctx)
 	w.note("source is stopped cleanly: %v", err)
+	if errors.Is(err, errFsync) {
+		w.buryBroken()
+		return nil
+	}
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !w.linkTrouble() {
 		return fmt.Errorf("clean stop: %w", err)
 	}
@@ -292,6 +305,9 @@ func (w *World) bringUp() error {
 	if w.net.isCut() && w.rng.IntN(3) > 0 {
 		w.note("the link is back")
 		w.net.Cut(false)
+	}
+	if w.full && (w.rep == nil || w.rng.IntN(2) == 0) {
+		w.makeRoom()
 	}
 	if w.rep == nil && w.rng.IntN(4) > 0 {
 		if err := w.startUp(w.replicaUp, w.dyingReplica); err != nil {
@@ -348,9 +364,12 @@ const patience = 10 * time.Minute
 func (w *World) heal() error {
 	w.note("healing")
 	w.net.Cut(false)
+	w.makeRoom()
 	w.srcFS.StopAfter(never)
 	w.repFS.StopAfter(never)
 	w.bury()
+	w.srcFS.Forgive()
+	w.repFS.Forgive()
 	if w.rep == nil {
 		if err := w.replicaUp(); err != nil {
 			return err

@@ -106,6 +106,8 @@ type World struct {
 	rotten  bool    // acknowledged epochs may have rotted in the spool
 	noticed bool    // and the replica has said so
 	killed  bool    // the source's last end left its page cache
+	full    bool // the replica's disk
+	broken  bool // an fsync of the source is to fail, or has
 	hoard   bool    // a replica opened now applies nothing: its spool keeps everything
 }
 
@@ -286,7 +288,7 @@ func (w *World) write(a *attachment, disk uint32, p []byte, off int64, fua bool)
 func (w *World) isDown(s *source) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.downed[s] || s == w.src && w.srcFS.Stopped()
+	return w.downed[s] || s == w.src && (w.srcFS.Stopped() || w.broken && errors.Is(s.eng.Err(), errFsync))
 }
 
 // sourceUp starts the source's daemon; a new VM, if there is none.
@@ -310,7 +312,7 @@ func (w *World) sourceUp(killed bool) error {
 	}
 	s, err := startSource(w, w.srcFS)
 	if err != nil {
-		if w.srcFS.Stopped() {
+		if w.srcFS.Stopped() || errors.Is(err, errFsync) {
 			return errStopped
 		}
 		return fmt.Errorf("start the source: %w", err)
@@ -373,7 +375,7 @@ func (w *World) sourceDown(power bool) {
 func (w *World) replicaUp() error {
 	r, err := startReplica(w, w.repFS)
 	if err != nil {
-		if w.repFS.Stopped() {
+		if w.repFS.Stopped() || errors.Is(err, errFsync) {
 			return errStopped
 		}
 		return fmt.Errorf("start the replica: %w", err)
@@ -403,6 +405,7 @@ func (w *World) Disaster() error {
 	protected, promise, played := w.protected.Load(), w.history.Remote(), w.player.promised()
 	w.checked++
 	f := w.repFS.Fork(int64(w.rng.Uint64() >> 1)).Crash()
+	f.SetCapacity(0) // whoever fails over makes room
 	r, err := openReplica(w, f)
 	if err != nil {
 		return fmt.Errorf("open the replica after a power loss: %w", err)
