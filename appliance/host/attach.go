@@ -287,6 +287,10 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return plan{begin: true, what: "first sync", why: "the block copy fills both images"}
 	case !f.Complete && resp.Fresh && !s.begun:
 		return plan{begin: true, what: "first sync", why: "the replica is new"}
+	case !f.Complete && resp.Complete && !resp.Torn:
+		// The end of the first sync was not noted here. The replica has a point that can be
+		// booted, which a first sync, epoch by epoch, would take away.
+		return s.planCompare("the replica knows of the end of the first sync, this source does not")
 	case !f.Complete || !resp.Complete:
 		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: f.Complete, why: "the first sync is taken up again by comparing"}
 	case resp.Damaged != "" && resp.Torn:
@@ -394,18 +398,9 @@ func (s *source) endFirstSync(ctx context.Context) error {
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of first sync: %w", err)
 	}
-	err := s.g.update(func(f *groupFile) {
-		f.Complete, f.Compare = true, ""
-		if f.Phase == Protecting {
-			f.Phase = ""
-		}
-	})
-	if err != nil {
-		s.eng.Fail(err)
+	if err := s.equal(); err != nil {
 		return err
 	}
-	s.empty, s.clean, s.unfinished, s.replaced = false, nil, nil, false // a resync that this one took the place of is no more
-	s.releasePins()
 	s.g.input(SyncEnded, "the replica is a complete copy")
 	closeOnce(s.complete) // last: whoever waits for it then sees a protected group
 	return nil
@@ -435,11 +430,12 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool i
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of resync: %w", err)
 	}
-	if err := s.resynced(); err != nil {
+	if err := s.equal(); err != nil {
 		return err
 	}
 	s.g.input(ResyncEnded, fmt.Sprintf("both sites are equal again (%s)", p.why))
 	s.markSynced()
+	closeOnce(s.complete)
 	return nil
 }
 
@@ -459,18 +455,30 @@ func (s *source) endResumed(ctx context.Context) error {
 	if err := s.eng.AwaitAcked(ctx); err != nil {
 		return fmt.Errorf("end of resync: %w", err)
 	}
-	return s.resynced()
+	if err := s.equal(); err != nil {
+		return err
+	}
+	closeOnce(s.complete)
+	return nil
 }
 
-// resynced forgets why a resync was needed, once the replica has acknowledged its end.
-func (s *source) resynced() error {
-	if s.g.snapshot().Compare != "" {
-		if err := s.g.update(func(f *groupFile) { f.Compare = "" }); err != nil {
+// equal notes that the replica holds all that this source does: it has acknowledged the
+// end of a first sync, or of a resync, whose reason is no more, nor is one that this
+// one took the place of.
+func (s *source) equal() error {
+	if f := s.g.snapshot(); f.Compare != "" || !f.Complete {
+		err := s.g.update(func(f *groupFile) {
+			f.Complete, f.Compare = true, ""
+			if f.Phase == Protecting {
+				f.Phase = ""
+			}
+		})
+		if err != nil {
 			s.eng.Fail(err)
 			return err
 		}
 	}
-	s.clean, s.unfinished, s.replaced = nil, nil, false
+	s.empty, s.clean, s.unfinished, s.replaced = false, nil, nil, false
 	s.releasePins()
 	return nil
 }

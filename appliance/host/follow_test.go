@@ -126,3 +126,28 @@ func TestFloorOfAnother(t *testing.T) {
 		}
 	}
 }
+
+// TestFirstSyncEndedUnheard: a source that is killed between the replica's
+// acknowledgement of the first sync's end and its own note of it keeps the replica's
+// point: what differs arrives as one epoch.
+func TestFirstSyncEndedUnheard(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	sameAtReplica(t, p, vm)
+	p.main.kill()
+	dir := p.main.path("state", "groups", testVM)
+	f, err := loadGroupFile(images.OS{}, dir)
+	must(t, err)
+	f.Complete = false
+	must(t, f.save(images.OS{}, dir))
+	p.start(p.main, p.dr)
+	p.main.awaitState(testVM, string(Streaming))
+	if f := p.main.d.find(testVM).snapshot(); !f.Complete || f.Compare != "" {
+		t.Errorf("complete %v, to be compared: %q", f.Complete, f.Compare)
+	}
+	if log := p.main.log.String(); !strings.Contains(log, "the replica knows of the end of the first sync") {
+		t.Error("nothing says that a resync took the place of the first sync")
+	}
+	sameAtReplica(t, p, vm)
+}

@@ -53,7 +53,7 @@ func TestMutants(t *testing.T) {
 // TestScripts plays the mutants' scripts without a mutant.
 func TestScripts(t *testing.T) {
 	for name, script := range map[string]func(*World) error{"strangersRead": strangersRead, "crashInCompare": crashInCompare,
-		"rotAndRestart": rotAndRestart, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie} {
+		"rotAndRestart": rotAndRestart, "endUnheard": endUnheard, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie} {
 		if raceEnabled && name != "crashInCompare" {
 			continue
 		}
@@ -96,6 +96,39 @@ func cutWhilePlaying(w *World) error {
 		}
 		w.net.Cut(false)
 		time.Sleep(3 * time.Second)
+	}
+	return nil
+}
+
+// endUnheard: the source dies after the replica has acknowledged the end of the first
+// sync and before it has noted that itself, with writes on the way.
+func endUnheard(w *World) error {
+	if err := w.await("the first sync ends", w.protected.Load); err != nil {
+		return err
+	}
+	w.net.Cut(true)
+	time.Sleep(2 * time.Second)
+	w.sourceDown(false)
+	var state sourceState
+	if err := loadJSON(w.srcFS, sourceDir+"/group.json", &state); err != nil {
+		return err
+	}
+	state.Complete = false
+	if err := saveJSON(w.srcFS, sourceDir+"/group.json", state); err != nil {
+		return err
+	}
+	w.net.Cut(false)
+	if err := w.sourceUp(true); err != nil {
+		return err
+	}
+	if err := w.await("the session begins", func() bool { return w.src.eng.Stats().Session != 0 }); err != nil {
+		return err
+	}
+	for range 60 {
+		time.Sleep(3 * time.Millisecond)
+		if err := w.Disaster(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -409,7 +409,7 @@ func (w *World) heal() error {
 }
 
 func (w *World) await(what string, done func() bool) error {
-	for began := time.Now(); time.Since(began) < patience; time.Sleep(100 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(20 * time.Millisecond) {
 		if done() {
 			return nil
 		}

@@ -373,6 +373,8 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		return s.planResumed(f)
 	case !f.Complete && resp.Fresh && !s.begun:
 		return plan{begin: true, what: "first sync", why: "the replica is new"}
+	case !f.Complete && resp.Complete && !resp.Torn:
+		return s.planCompare("the replica knows of the end of the first sync, the source does not")
 	case !f.Complete || !resp.Complete:
 		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: f.Complete, why: "the first sync is taken up again"}
 	case resp.Damaged != "" && resp.Torn:
@@ -483,11 +485,12 @@ func (s *source) endResumed(ctx context.Context) error {
 }
 
 func (s *source) resynced() error {
-	if s.snapshot().Compare != "" {
-		if err := s.update(func(f *sourceState) { f.Compare = "" }); err != nil {
+	if f := s.snapshot(); f.Compare != "" || !f.Complete {
+		if err := s.update(func(f *sourceState) { f.Complete, f.Compare = true, "" }); err != nil {
 			s.eng.Fail(err)
 			return err
 		}
+		s.w.protected.Store(true)
 	}
 	s.clean, s.unfinished, s.forgetful = nil, nil, ""
 	s.releasePins()
