@@ -48,6 +48,7 @@ type fake struct {
 	unprotect func(context.Context, control.UnprotectRequest, func(control.Event)) error
 	failover  func(context.Context, control.FailoverRequest, func(control.Event)) (control.FailoverReport, error)
 	forget    func(context.Context, control.ForgetRequest, func(control.Event)) error
+	set       func(context.Context, control.SetRequest) (control.Policy, error)
 }
 
 func (f *fake) Status(context.Context) (control.Status, error) { return f.st, nil }
@@ -62,6 +63,10 @@ func (f *fake) Unprotect(ctx context.Context, r control.UnprotectRequest, emit f
 
 func (f *fake) Failover(ctx context.Context, r control.FailoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
 	return f.failover(ctx, r, emit)
+}
+
+func (f *fake) Set(ctx context.Context, r control.SetRequest) (control.Policy, error) {
+	return f.set(ctx, r)
 }
 
 func (f *fake) Forget(ctx context.Context, r control.ForgetRequest, emit func(control.Event)) error {

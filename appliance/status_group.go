@@ -21,7 +21,7 @@ func groupText(g control.Group, now time.Time) string {
 	row("role", "%s", g.Role)
 	row("state", "%s for %s%s", g.State, since(g.Since, now), because(g.Reason))
 	row("protected", "%s", protectedText(g))
-	row("mode", "%s, on link loss: %s", g.Mode, g.OnLinkLoss)
+	row("mode", "%s, on link loss: %s", modeText(g.Mode, g.AsyncBytes, g.AsyncSeconds), g.OnLinkLoss)
 	row("peer", "%s", peerOf(g))
 	row("RPO", "%s", rpo(g))
 	row("LSN", "assigned %d, received %d, durable %d, applied %d", g.LSN.Assigned, g.LSN.Received, g.LSN.Durable, g.LSN.Applied)

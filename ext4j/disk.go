@@ -194,7 +194,11 @@ func (d *Disk) flush() error {
 }
 
 // flushAll is a FLUSH that waits for every record, whatever it promises.
-func (d *Disk) flushAll() error { return d.await(d.g.closeEpoch(epoch.ByFlush)) }
+func (d *Disk) flushAll() error {
+	b := d.g.closeEpoch(epoch.ByFlush)
+	b.all = true
+	return d.await(b)
+}
 
 func (d *Disk) await(b barrier) error {
 	local := d.sync.request()

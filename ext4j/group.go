@@ -87,10 +87,11 @@ type Group struct {
 	holdMax int64     // see LimitHold
 	floor   epoch.LSN // the resync's Close record; unreachable while it is not known
 	timer   *time.Timer
-	flushes int         // FLUSHes waiting for the replica
-	wake    func()      // tells the sender that Take has something; may be nil
-	stats   Stats       // counters only
-	ackTime time.Time   // close time of the newest acknowledged epoch
+	flushes int    // FLUSHes waiting for the replica
+	wake    func() // tells the sender that Take has something; may be nil
+	stats   Stats  // counters only
+	mode    Mode
+	bounded int         // clients that wait for the bound of async
 	marks   []closeMark // closed, not acknowledged
 	wg      sync.WaitGroup
 }
@@ -104,9 +105,10 @@ type openEpoch struct {
 	since   time.Time
 }
 
+// closeMark is an epoch that was closed and is not acknowledged.
 type closeMark struct {
-	lsn epoch.LSN
-	at  time.Time
+	lsn   epoch.LSN
+	since time.Time // its first record
 }
 
 // NewGroup makes a group with its gate closed and no session.
@@ -256,6 +258,10 @@ func (g *Group) reserveFor(ctx context.Context, n int64, room func(int64) bool) 
 		return g.err
 	}
 	g.stats.Stalls++
+	if !g.boundLocked(n + recordOverhead) {
+		g.bounded++
+		defer func() { g.bounded-- }()
+	}
 	defer g.wakeAtEnd(ctx)()
 	for g.err == nil && ctx.Err() == nil && !room(n) {
 		if last := g.closed; g.closeLocked(epoch.BySize) != last { // or the acknowledgement that makes room would never come
@@ -290,7 +296,7 @@ func (g *Group) clientRoomLocked(n int64) bool {
 	if g.hold && g.holdMax > 0 && g.open.clients+n+epoch.HeaderSize > g.holdMax {
 		return false
 	}
-	return g.roomLocked(n)
+	return g.roomLocked(n) && g.boundLocked(n+recordOverhead)
 }
 
 // wakeAtEnd makes waiters on cond look again when ctx ends. The caller defers
@@ -370,14 +376,14 @@ func (g *Group) closeLocked(why epoch.Reason) epoch.LSN {
 		Lineage: g.lineage, Session: g.session, LSN: g.q.next()}
 	r.Seal()
 	g.push(r)
+	if g.detached {
+		g.acked = r.LSN
+	} else {
+		g.marks = append(g.marks, closeMark{r.LSN, g.open.since})
+	}
 	g.closed, g.open = r.LSN, openEpoch{}
 	g.stopTimerLocked()
 	g.stats.Epochs++
-	if g.detached {
-		g.acked, g.ackTime = r.LSN, now
-	} else {
-		g.marks = append(g.marks, closeMark{r.LSN, now})
-	}
 	return r.LSN
 }
 
@@ -415,6 +421,7 @@ type barrier struct {
 	session uint64
 	lsn     epoch.LSN
 	resync  bool
+	all     bool // whatever the mode: the first client's
 }
 
 // closeEpoch ends the open epoch for a FLUSH and returns the barrier that
@@ -454,16 +461,26 @@ func (g *Group) waitAcked(b barrier) error {
 	g.flushes++
 	defer func() { g.flushes-- }()
 	for g.err == nil {
-		target := b.lsn
-		if b.resync || g.session != b.session {
-			target = g.floor // set when the resync's end is known; unreachable until then
+		target, async := b.lsn, g.mode.Async && !b.all
+		if async || b.resync || g.session != b.session {
+			target = g.floor // of a resync, set when its end is known; unreachable until then
 		}
-		if g.acked >= target {
+		if g.acked >= target && (!async || g.boundLocked(0)) {
 			return nil
 		}
+		bound := btoi(async && g.acked >= target)
+		g.bounded += bound
 		g.cond.Wait()
+		g.bounded -= bound
 	}
 	return g.err
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // Acked brings the replica's acknowledgement: received records are in its
@@ -487,7 +504,7 @@ func (g *Group) Acked(session uint64, received, durable epoch.LSN) error {
 		g.acked = durable
 		g.q.drop(durable)
 		for len(g.marks) > 0 && g.marks[0].lsn <= durable {
-			g.ackTime, g.marks = g.marks[0].at, g.marks[1:]
+			g.marks = g.marks[1:]
 		}
 	}
 	mark := g.markLocked(g.acked)

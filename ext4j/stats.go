@@ -21,7 +21,8 @@ type Stats struct {
 	UnackedFlushes   int
 	Next, Ack, Close epoch.LSN // next LSN to give; acknowledged; last Close record
 	Session          uint64
-	Lag              time.Duration // RPO: 0 when everything is acknowledged
+	Lag              time.Duration // RPO: age of the oldest record that is not acknowledged; 0: there is none
+	Bounded          bool          // async: the replica lacks as much as it may, and clients wait
 	Ready            bool          // the gate is open
 	Resyncing        bool
 }
@@ -51,19 +52,7 @@ func (g *Group) Stats() Stats {
 	s.Ready, s.Resyncing = g.gate == gateOpen && g.err == nil, g.hold
 	if !g.detached && s.Next > s.Ack+1 {
 		s.Lag = g.lagLocked()
+		s.Bounded = g.bounded > 0
 	}
 	return s
-}
-
-// lagLocked is the age of the oldest thing the replica lacks.
-func (g *Group) lagLocked() time.Duration {
-	switch {
-	case len(g.marks) > 0 && !g.ackTime.IsZero():
-		return time.Since(g.ackTime)
-	case len(g.marks) > 0:
-		return time.Since(g.marks[0].at)
-	case g.open.n > 0:
-		return time.Since(g.open.since)
-	}
-	return 0
 }

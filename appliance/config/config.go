@@ -78,12 +78,16 @@ type Peer struct {
 // Group is the disks of one VM, replicated as one ordered stream. Its name is
 // the libvirt domain's, unless it declares disks that belong to no VM.
 type Group struct {
-	Name       string  `mapstructure:"name"`
-	Peer       string  `mapstructure:"peer"` // may be empty without declared disks
-	Mode       string  `mapstructure:"mode" oneof:"sync" later:"async"`
-	OnLinkLoss string  `mapstructure:"on_link_loss" oneof:"stall" later:"continue"`
-	Disks      []Disk  `mapstructure:"disks"`
-	Domain     *Domain `mapstructure:"domain"`
+	Name string `mapstructure:"name"`
+	Peer string `mapstructure:"peer"` // may be empty without declared disks
+	Mode string `mapstructure:"mode" oneof:"sync|async"`
+	// AsyncBytes and AsyncAge are what the replica may lack in mode async; 0 bytes:
+	// what the queue holds.
+	AsyncBytes int64         `mapstructure:"async_bytes" unit:"size" min:"0" max:"1099511627776"`
+	AsyncAge   time.Duration `mapstructure:"async_age" min:"100ms" max:"1h"`
+	OnLinkLoss string        `mapstructure:"on_link_loss" oneof:"stall" later:"continue"`
+	Disks      []Disk        `mapstructure:"disks"`
+	Domain     *Domain       `mapstructure:"domain"`
 	// Limits overrides the file's limits; after Load it is nil or complete.
 	Limits *Limits `mapstructure:"limits"`
 }

@@ -137,7 +137,7 @@ func TestFull(t *testing.T) {
 			{Name: "other", Address: "[2001:db8::1]:7400", Connections: 4},
 		},
 		Groups: []Group{{
-			Name: "web", Peer: "dr.1x", Mode: "sync", OnLinkLoss: "stall",
+			Name: "web", Peer: "dr.1x", Mode: "sync", AsyncAge: 5 * time.Second, OnLinkLoss: "stall",
 			Disks: []Disk{
 				{Name: "data", Image: "/i/data", Size: 3 << 30, Socket: "/s/data"},
 				{Name: "log", Image: "/i/log", Socket: "/srv/run/web-log.sock"},
@@ -151,7 +151,7 @@ func TestFull(t *testing.T) {
 			},
 			Limits: &grp,
 		}, {
-			Name: "db", Mode: "sync", OnLinkLoss: "stall", Domain: &Domain{UUID: "keep", MAC: "keep"},
+			Name: "db", Mode: "sync", AsyncAge: 5 * time.Second, OnLinkLoss: "stall", Domain: &Domain{UUID: "keep", MAC: "keep"},
 		}},
 		Limits: own,
 		Log:    Log{Level: "debug", Format: "json"},
@@ -186,7 +186,7 @@ func TestYAMLRoundTrip(t *testing.T) {
 func TestYAMLQuotesWhatIsNotPlain(t *testing.T) {
 	for _, cmdline := range []string{"5", "true", "null", "~", "a: b", "#x", " x ", "ünï", "2020-01-01", "1e3", "-", "'", `"`, "&a", "*a"} {
 		c := mustParse(t, minimal)
-		c.Groups = []Group{{Name: "g", Mode: "sync", OnLinkLoss: "stall", Domain: &Domain{UUID: "keep", MAC: "keep", Cmdline: cmdline}}}
+		c.Groups = []Group{{Name: "g", Mode: "sync", AsyncAge: time.Second, OnLinkLoss: "stall", Domain: &Domain{UUID: "keep", MAC: "keep", Cmdline: cmdline}}}
 		out, err := c.YAML()
 		if err != nil {
 			t.Fatal(err)

@@ -5,6 +5,15 @@ import (
 	"time"
 )
 
+// Modes of a group.
+const (
+	ModeSync  = "sync"
+	ModeAsync = "async"
+)
+
+// MaxAsyncAge is the longest that a replica may be behind in mode async.
+const MaxAsyncAge = time.Hour
+
 // DefaultPath is where the daemon and the command line look for the file.
 const DefaultPath = "/etc/kagami/kagami.yaml"
 
@@ -19,8 +28,9 @@ const (
 	DefaultLibvirtURI  = "qemu:///system"
 	DefaultSocketGroup = "libvirt-qemu"
 	DefaultConnections = 4
-	DefaultMode        = "sync"
+	DefaultMode        = ModeSync
 	DefaultOnLinkLoss  = "stall"
+	DefaultAsyncAge    = 5 * time.Second
 	DefaultDomainUUID  = "keep"
 	DefaultDomainMAC   = "keep"
 )
@@ -76,6 +86,9 @@ func (c *Config) fill(given func(path string) bool) {
 func (g *Group) fill(c *Config, path string, given func(path string) bool) {
 	orDefault(&g.Mode, DefaultMode)
 	orDefault(&g.OnLinkLoss, DefaultOnLinkLoss)
+	if g.AsyncAge == 0 {
+		g.AsyncAge = DefaultAsyncAge
+	}
 	if d := g.Domain; d != nil {
 		orDefault(&d.UUID, DefaultDomainUUID)
 		orDefault(&d.MAC, DefaultDomainMAC)

@@ -142,8 +142,9 @@ func TestRefused(t *testing.T) {
 		// groups
 		{"  peer: dr", "  peer: dr2", `k.yaml:22: groups[0].peer: "dr2": no such peer; allowed: dr`},
 		{"  peer: dr\n", "", `k.yaml:21: groups[0].peer: missing; a group with declared disks needs the peer it replicates with: dr`},
-		{"mode: sync", "mode: async", `k.yaml:23: groups[0].mode: "async": not in this release; allowed: sync`},
-		{"mode: sync", "mode: fast", `k.yaml:23: groups[0].mode: "fast": allowed: sync`},
+		{"mode: sync", "mode: fast", `k.yaml:23: groups[0].mode: "fast": allowed: sync, async`},
+		{"mode: sync", "async_bytes: 1TiB", `k.yaml:23: groups[0].async_bytes: "1TiB": more than limits.queue_bytes (16MiB), where what is not acknowledged is kept`},
+		{"mode: sync", "async_age: 10ms", `k.yaml:23: groups[0].async_age: "10ms": allowed: 100ms to 1h`},
 		{"on_link_loss: stall", "on_link_loss: continue", `k.yaml:24: groups[0].on_link_loss: "continue": not in this release; allowed: stall`},
 		{"on_link_loss: stall", "on_link_loss: stop", `k.yaml:24: groups[0].on_link_loss: "stop": allowed: stall`},
 		{"size: 10GiB", "size: 10GB", `k.yaml:28: groups[0].disks[0].size: "10GB": allowed: ` + sizeForm},

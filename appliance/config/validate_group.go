@@ -21,8 +21,13 @@ func (v *validator) group(c *Config, g *Group, path string) {
 	if g.Domain != nil {
 		v.domain(c, g.Domain, path+".domain")
 	}
+	limits := c.Limits
 	if g.Limits != nil {
-		v.limits(*g.Limits, path+".limits")
+		limits = *g.Limits
+		v.limits(limits, path+".limits")
+	}
+	if g.AsyncBytes > limits.QueueBytes {
+		v.add(path+".async_bytes", FormatSize(g.AsyncBytes), "more than limits.queue_bytes (%s), where what is not acknowledged is kept", FormatSize(limits.QueueBytes))
 	}
 }
 

@@ -13,6 +13,7 @@ type Backend interface {
 	Unprotect(ctx context.Context, req UnprotectRequest, emit func(Event)) error
 	Failover(ctx context.Context, req FailoverRequest, emit func(Event)) (FailoverReport, error)
 	Forget(ctx context.Context, req ForgetRequest, emit func(Event)) error
+	Set(ctx context.Context, req SetRequest) (Policy, error)
 }
 
 // Exit codes of the command line, also carried by Error.
@@ -96,6 +97,26 @@ type ForgetRequest struct {
 	DryRun bool   `json:"dry_run,omitempty"`
 }
 
+// SetRequest changes when a group's flushes are answered. What is zero stays as it is;
+// a request that changes nothing asks for what counts.
+type SetRequest struct {
+	Group        string  `json:"group"`
+	Mode         string  `json:"mode,omitempty"`          // sync, async
+	AsyncBytes   int64   `json:"async_bytes,omitempty"`   // what the replica may lack
+	AsyncSeconds float64 `json:"async_seconds,omitempty"` // and for how long
+	Default      bool    `json:"default,omitempty"`       // back to the configuration's
+}
+
+// Policy says when a group's flushes are answered.
+type Policy struct {
+	Group        string  `json:"group"`
+	Mode         string  `json:"mode"`
+	OnLinkLoss   string  `json:"on_link_loss"`
+	AsyncBytes   int64   `json:"async_bytes,omitempty"` // 0 in mode sync
+	AsyncSeconds float64 `json:"async_seconds,omitempty"`
+	Set          bool    `json:"set"` // by kagami set; else it is the configuration's
+}
+
 // Status is everything this site knows.
 type Status struct {
 	Site    string    `json:"site"`
@@ -122,29 +143,32 @@ type Peer struct {
 
 // Group is one group at this site. Sizes are bytes.
 type Group struct {
-	Name       string    `json:"name"`
-	ID         string    `json:"id"`
-	VM         string    `json:"vm,omitempty"`
-	Role       string    `json:"role"` // source, replica, promoted
-	State      string    `json:"state"`
-	Since      time.Time `json:"since"`
-	Reason     string    `json:"reason,omitempty"`
-	Protected  bool      `json:"protected"` // every returned fsync survives the loss of the source's site
-	Complete   bool      `json:"complete"`  // the first sync has ended
-	Mode       string    `json:"mode"`
-	OnLinkLoss string    `json:"on_link_loss"`
-	Peer       string    `json:"peer"`
-	PeerUp     bool      `json:"peer_connected"`
-	Lineage    string    `json:"lineage"`
-	Session    uint64    `json:"session"`
-	LSN        LSN       `json:"lsn"`
-	RPOSeconds float64   `json:"rpo_s"`
-	QueueBytes int64     `json:"queue_bytes"`
-	QueueLimit int64     `json:"queue_limit"`
-	SpoolBytes int64     `json:"spool_bytes"`
-	SpoolLimit int64     `json:"spool_limit"`
-	Regions    int       `json:"active_regions"`
-	Flushes    int       `json:"unacked_flushes"`
+	Name      string    `json:"name"`
+	ID        string    `json:"id"`
+	VM        string    `json:"vm,omitempty"`
+	Role      string    `json:"role"` // source, replica, promoted
+	State     string    `json:"state"`
+	Since     time.Time `json:"since"`
+	Reason    string    `json:"reason,omitempty"`
+	Protected bool      `json:"protected"` // every returned fsync survives the loss of the source's site, but for what mode async allows
+	Complete  bool      `json:"complete"`  // the first sync has ended
+	Mode      string    `json:"mode"`
+	// AsyncBytes and AsyncSeconds are what the replica may lack in mode async.
+	AsyncBytes   int64   `json:"async_bytes,omitempty"`
+	AsyncSeconds float64 `json:"async_seconds,omitempty"`
+	OnLinkLoss   string  `json:"on_link_loss"`
+	Peer         string  `json:"peer"`
+	PeerUp       bool    `json:"peer_connected"`
+	Lineage      string  `json:"lineage"`
+	Session      uint64  `json:"session"`
+	LSN          LSN     `json:"lsn"`
+	RPOSeconds   float64 `json:"rpo_s"`
+	QueueBytes   int64   `json:"queue_bytes"`
+	QueueLimit   int64   `json:"queue_limit"`
+	SpoolBytes   int64   `json:"spool_bytes"`
+	SpoolLimit   int64   `json:"spool_limit"`
+	Regions      int     `json:"active_regions"`
+	Flushes      int     `json:"unacked_flushes"`
 	// Flushes that clients asked for since the daemon started, and of them those that
 	// promised nothing that the replica did not have (see FileSystem).
 	AllFlushes   uint64          `json:"flushes"`

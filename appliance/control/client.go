@@ -70,6 +70,22 @@ func (c *Client) Forget(ctx context.Context, req ForgetRequest, emit func(Event)
 	return c.run(ctx, "forget", req, emit, nil)
 }
 
+// Set changes when a group's flushes are answered, and returns what counts now.
+func (c *Client) Set(ctx context.Context, req SetRequest) (Policy, error) {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	var p Policy
+	body, err := json.Marshal(req)
+	if err != nil {
+		return p, fmt.Errorf("make request: %w", err)
+	}
+	resp, err := c.do(ctx, http.MethodPost, "/v1/set", body)
+	if err != nil {
+		return p, err
+	}
+	return p, c.decode(ctx, resp, &p)
+}
+
 func (c *Client) get(ctx context.Context, path string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
@@ -77,6 +93,11 @@ func (c *Client) get(ctx context.Context, path string, into any) error {
 	if err != nil {
 		return err
 	}
+	return c.decode(ctx, resp, into)
+}
+
+// decode reads an answer that is one JSON value.
+func (c *Client) decode(ctx context.Context, resp *http.Response, into any) error {
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {

@@ -8,6 +8,7 @@
 //	POST /v1/unprotect  UnprotectRequest → stream, no result
 //	POST /v1/failover   FailoverRequest  → stream, FailoverReport
 //	POST /v1/forget     ForgetRequest    → stream, no result
+//	POST /v1/set        SetRequest       → Policy
 //	GET  /metrics       Prometheus text
 //
 // A stream is NDJSON: one Event per line while the operation runs, then one

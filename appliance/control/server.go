@@ -98,6 +98,7 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /v1/unprotect", s.unprotect)
 	mux.HandleFunc("POST /v1/failover", s.failover)
 	mux.HandleFunc("POST /v1/forget", s.forget)
+	mux.HandleFunc("POST /v1/set", s.set)
 	if s.opts.Metrics != nil {
 		mux.Handle("GET /metrics", s.opts.Metrics)
 	}
@@ -202,6 +203,23 @@ func (s *Server) forget(w http.ResponseWriter, r *http.Request) {
 	s.stream(w, r, job{op: "forget", vm: req.Group, goesOn: true, run: func(ctx context.Context, emit func(Event)) (any, error) {
 		return nil, s.backend.Forget(ctx, req, emit)
 	}})
+}
+
+func (s *Server) set(w http.ResponseWriter, r *http.Request) {
+	var req SetRequest
+	if !read(w, r, &req) {
+		return
+	}
+	if err := named("group", req.Group); err != nil {
+		fail(w, http.StatusBadRequest, badRequest(err))
+		return
+	}
+	p, err := s.backend.Set(r.Context(), req)
+	if err != nil {
+		fail(w, http.StatusConflict, asError(err))
+		return
+	}
+	reply(w, http.StatusOK, p)
 }
 
 // read takes one JSON value of known keys from the body, or answers why not.

@@ -85,6 +85,8 @@ type groupFile struct {
 	// Fenced says why this source must not serve any more.
 	Fenced   string          `json:"fenced,omitempty"`
 	Failover *failoverRecord `json:"failover,omitempty"`
+	// Policy is what kagami set has set; nil: the config file's counts.
+	Policy *policyFile `json:"policy,omitempty"`
 	// Sum is the sumOf the file: a role or a position that rotted is not acted on.
 	Sum uint32 `json:"sum"`
 
@@ -211,7 +213,7 @@ func decodeGroupFile(b []byte) (*groupFile, error) {
 	if sum, err := sumOf(f.extra); err != nil || sum != f.Sum {
 		return nil, errors.Join(err, fmt.Errorf("it has checksum %d, want %d: it was damaged, or changed by somebody else", f.Sum, sum))
 	}
-	if !validName.MatchString(f.Name) || !slices.Contains(roles, f.Role) || len(f.Disks) > maxDisks || f.Role == RoleReplica && f.Replica.IsZero() ||
+	if !validName.MatchString(f.Name) || !slices.Contains(roles, f.Role) || len(f.Disks) > maxDisks || f.Role == RoleReplica && f.Replica.IsZero() || !f.Policy.valid() ||
 		f.Role == RolePromoted && len(f.Past) == 0 {
 		return nil, fmt.Errorf("it is not plausible")
 	}

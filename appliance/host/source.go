@@ -93,6 +93,7 @@ func (g *group) openSource(fresh bool) (*source, error) {
 	eyes := ext4j.Eyes{Follow: g.d.cfg.Ext4.Follow, LocalFlushes: g.d.cfg.Ext4.LocalFlushes}
 	s.eng = ext4j.NewGroup(ext4j.Options{Recorder: s.log, MaxExtent: s.maxExtent(), Eyes: eyes, Limits: ext4j.Limits{
 		QueueBytes: s.limits.QueueBytes, EpochBytes: s.limits.EpochBytes, EpochAge: s.limits.EpochAge}})
+	s.eng.SetMode(g.policy().engine(s.limits.QueueBytes))
 	s.close = s.log.Close
 	return s, nil
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"kagami/appliance/config"
 	"kagami/appliance/control"
 	"kagami/ext4j"
 	"kagami/ext4j/epoch"
@@ -53,7 +54,7 @@ func (g *group) status() control.Group {
 	g.mu.Lock()
 	f, src, rep := g.file, g.src, g.rep
 	st := control.Group{Name: f.Name, ID: f.ID.String(), VM: f.VM, Role: string(f.Role), State: string(g.state), Since: g.since, Reason: g.reason,
-		Complete: f.Complete, Mode: "sync", OnLinkLoss: "stall", Peer: f.Peer, Lineage: f.Lineage.String(), Session: f.Session, Disks: []control.Disk{}}
+		Complete: f.Complete, OnLinkLoss: config.DefaultOnLinkLoss, Peer: f.Peer, Lineage: f.Lineage.String(), Session: f.Session, Disks: []control.Disk{}}
 	for _, kind := range slices.Sorted(maps.Keys(g.alarms)) {
 		st.Alarms = append(st.Alarms, g.alarms[kind])
 	}
@@ -64,6 +65,8 @@ func (g *group) status() control.Group {
 		st.Sync = g.sync.control()
 	}
 	g.mu.Unlock()
+	p := g.policy().control(g.name, g.d.limits(g.name).QueueBytes)
+	st.Mode, st.AsyncBytes, st.AsyncSeconds = p.Mode, p.AsyncBytes, p.AsyncSeconds
 	if link := g.d.links[f.Peer]; link != nil {
 		st.PeerUp = link.Status().Connected
 	}
@@ -104,6 +107,9 @@ func (s *source) status(st *control.Group) {
 		if seen, ok := disk.Seen(); ok {
 			st.Disks[i].FileSystems = fileSystems(seen)
 		}
+	}
+	if e.Bounded {
+		st.Alarms = append(st.Alarms, "the replica lacks as much as mode async allows: the guest waits")
 	}
 	if s.link == nil {
 		return
