@@ -142,7 +142,7 @@ func site() control.Status {
 			},
 			{
 				Name: "web", ID: "6a5c0e0e-0000-4000-8000-000000000003", VM: "web", Role: "source", State: "stalled", Since: clock.Add(-5 * time.Second), Reason: "link to far lost",
-				Protected: true, Complete: true, Mode: "sync", OnLinkLoss: "stall", Peer: "far", Lineage: "aaaaaaaa-2222-4333-8444-555555555555", Session: 2,
+				Protected: true, Complete: true, Mode: "async", AsyncBytes: 16 << 20, AsyncSeconds: 5, OnLinkLoss: "stall", Peer: "far", Lineage: "aaaaaaaa-2222-4333-8444-555555555555", Session: 2,
 				LSN: control.LSN{Assigned: 123456, Received: 123400, Durable: 123390, Applied: 120000}, RPOSeconds: 5.5,
 				QueueBytes: 16 << 20, QueueLimit: 16 << 20, SpoolBytes: 300 << 20, SpoolLimit: 2 << 30, Regions: 12, Flushes: 3, Written: 5 << 30, Resynced: 12345678,
 				Disks: []control.Disk{

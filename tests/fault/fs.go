@@ -22,6 +22,7 @@ type FS struct {
 	steps   int64
 	stopAt  int64 // step at which it stops, 0: never
 	faults  []*Fault
+	fired   int
 	hook    atomic.Pointer[func(Op, string) error] // see SetHook
 }
 

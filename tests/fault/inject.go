@@ -186,9 +186,17 @@ func (f *FS) begin(op Op, name string) verdict {
 		return verdict{err: ErrStopped, apply: r == 0, part: r == 1}
 	}
 	if x := f.match(op, name); x != nil {
+		f.fired++
 		return verdict{err: x.Err, part: x.Short}
 	}
 	return verdict{}
+}
+
+// Fired counts the injected faults that have come true since the last start.
+func (f *FS) Fired() int {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	return f.fired
 }
 
 // do runs a step that either happens or does not.

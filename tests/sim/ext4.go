@@ -199,7 +199,9 @@ func (p *player) formatted(g *guest) bool {
 	if g.ctx.Err() != nil {
 		return false
 	}
-	p.fresh, p.next, p.promise = false, 0, 0
+	if p.fresh, p.next = false, 0; p.w.c.AsyncAge == 0 {
+		p.promise = 0
+	}
 	return true
 }
 
@@ -219,7 +221,7 @@ func (p *player) step(g *guest) {
 	if !ok || g.ctx.Err() != nil {
 		return
 	}
-	if p.s.Steps[n].Data == nil {
+	if p.s.Steps[n].Data == nil && p.w.c.AsyncAge == 0 {
 		p.promise = n
 		p.tally.flushes++
 	}
@@ -248,9 +250,11 @@ func (p *player) write(g *guest, off int64, b []byte) bool {
 func (p *player) change(g *guest, off int64, b []byte, do func(a *attachment) error) bool {
 	h := g.w.history
 	before := h.newest(0, off, int64(len(b)))
-	if _, ok := g.try(0, do); !ok {
+	var due marks
+	if _, ok := g.try(0, func(a *attachment) error { due = g.w.aged(); return do(a) }); !ok {
 		return false
 	}
+	g.w.within(due)
 	h.answerEach(0, off, func(s int) version { return readStamp(b[s*Sector : s*Sector+Sector]) }, before)
 	return true
 }

@@ -131,13 +131,15 @@ func (g *guest) change(disk uint32, off, n int64, v version, fua bool, do func(a
 	before := h.newest(disk, off, n)
 	var m marks
 	var from epochMark
+	var due marks
 	a, ok := g.try(disk, func(a *attachment) error {
-		m, from = h.Answered(), markOf(a.src)
+		m, from, due = h.Answered(), markOf(a.src), g.w.aged()
 		return do(a)
 	})
 	if !ok {
 		return
 	}
+	g.w.within(due)
 	h.answer(disk, off, v, before)
 	if to := markOf(a.src); v != zeros && to.session == from.session {
 		if err := g.w.stream.Answered(v, bounds{to.session, from.last, to.last}); err != nil {

@@ -37,6 +37,7 @@ const (
 	NoFloor         Mutant = "the source does not remember what had been acknowledged"
 	StaleView       Mutant = "the view of an ext4 is never updated"
 	ClearPending    Mutant = "what must be waited for is forgotten when a FLUSH arrives"
+	NoBound         Mutant = "in mode async there is no bound"
 	NoSums          Mutant = "a wrong checksum in the spool is not noticed"
 	NoFolderSync    Mutant = "folders are not fsynced"
 	Reordered       Mutant = "two overlapping writes are applied in the wrong order"

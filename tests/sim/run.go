@@ -91,8 +91,7 @@ func (w *World) bury() {
 	if w.src != nil && w.srcFS.Stopped() {
 		power := w.rng.IntN(2) == 0
 		w.note("source has stopped, power loss: %v", power)
-		w.sourceDown(power)
-		w.killed = !power
+		w.killed = !w.sourceDown(power)
 	}
 	if w.rep != nil && w.repFS.Stopped() {
 		power := w.rng.IntN(2) == 0
@@ -261,8 +260,7 @@ func (w *World) dieSource(power bool) {
 	w.mu.Unlock()
 	w.atSomeStep(w.srcFS.StopAfter, w.srcFS.Stopped)
 	w.note("source dies, power loss: %v", power)
-	w.sourceDown(power)
-	w.killed = !power
+	w.killed = !w.sourceDown(power)
 }
 
 func (w *World) dieReplica(power bool) {
@@ -283,15 +281,14 @@ func (w *World) cleanRestart() error {
 	defer cancel()
 	err := w.src.drain(ctx)
 	w.note("source is stopped cleanly: %v", err)
-	if errors.Is(err, errFsync) {
-		w.buryBroken()
+	if errors.Is(err, errFsync) || w.srcFS.Stopped() {
+		w.bury()
 		return nil
 	}
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !w.linkTrouble() {
 		return fmt.Errorf("clean stop: %w", err)
 	}
-	w.sourceDown(false)
-	w.killed = true
+	w.killed = !w.sourceDown(false)
 	return nil
 }
 
@@ -339,8 +336,7 @@ func (w *World) startUp(up func() error, die func(power bool)) error {
 
 func (w *World) dyingSource(power bool) {
 	if w.srcFS.Stopped() {
-		w.sourceDown(power)
-		w.killed = w.killed && !power
+		w.killed = !w.sourceDown(power) && w.killed
 		return
 	}
 	w.srcFS.StopAfter(1 + w.rng.Int64N(40))

@@ -37,13 +37,14 @@ type run struct {
 	mutant Mutant
 	script func(*World) error // nil: misfortunes at random
 	events int                // of these, the first ones; 0: all
+	tweak  func(*Config)      // nil: as the seed draws it
 }
 
 // play runs one seed in a bubble.
 func play(t *testing.T, r run) (err error, log string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w, werr := NewWorld(r.seed, r.mutant)
+		w, werr := NewWorld(r.seed, r.mutant, r.tweak)
 		if werr != nil {
 			t.Fatal(werr)
 		}

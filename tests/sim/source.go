@@ -95,6 +95,7 @@ func startSource(w *World, fsys *fault.FS) (*source, error) {
 	}
 	s.eng = ext4j.NewGroup(ext4j.Options{Eyes: w.eyes(), Recorder: mutateRecorder(w.mutant, s.log), MaxExtent: int64(w.c.MaxRegions) * regionBytes / 4,
 		Limits: ext4j.Limits{QueueBytes: w.c.QueueBytes, EpochBytes: w.c.EpochBytes, EpochAge: w.c.EpochAge}})
+	s.eng.SetMode(w.mode())
 	for slot, img := range s.imgs {
 		s.disks = append(s.disks, s.eng.AddDisk(uint32(slot), &tracked{Image: img, w: w, slot: uint32(slot)}))
 	}

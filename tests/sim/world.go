@@ -46,6 +46,8 @@ type Config struct {
 	Events        int
 	Eyes          bool // the source follows ext4, and answers FLUSHes that promise nothing locally
 	Script        int  // recording of an ext4 that disk 0 plays; -1: none
+	// AsyncAge is how far the replica may be behind in mode async; 0: the mode is sync.
+	AsyncAge time.Duration
 }
 
 // RandomConfig draws a configuration: small limits, so that all of them are met.
@@ -66,6 +68,9 @@ func (c Config) withExt4(rng *rand.Rand) Config {
 	c.Eyes = rng.IntN(4) > 0
 	if c.Eyes && rng.IntN(3) > 0 {
 		c.Script, c.DiskBytes = rng.IntN(len(recordings())), 4<<20
+	}
+	if rng.IntN(5) == 0 {
+		c.AsyncAge = []time.Duration{300 * time.Millisecond, 2 * time.Second}[rng.IntN(2)]
 	}
 	return c
 }
@@ -100,21 +105,26 @@ type World struct {
 	repFS   *fault.FS
 	g       *guest
 	player  *player // of an ext4 on disk 0; nil: that disk is like the others
-	vm      uint64  // number of the VM's present life
-	local   uint64  // FLUSHes that did not wait for the replica, in former lives of the source
-	checked int     // disasters looked at
-	rotten  bool    // acknowledged epochs may have rotted in the spool
-	noticed bool    // and the replica has said so
-	killed  bool    // the source's last end left its page cache
-	full    bool // the replica's disk
-	broken  bool // an fsync of the source is to fail, or has
-	hoard   bool    // a replica opened now applies nothing: its spool keeps everything
+	earlier earlier
+	vm      uint64 // number of the VM's present life
+	local   uint64 // FLUSHes that did not wait for the replica, in former lives of the source
+	checked int    // disasters looked at
+	rotten  bool   // acknowledged epochs may have rotted in the spool
+	noticed bool   // and the replica has said so
+	killed  bool   // the source's last end left its page cache
+	full    bool   // the replica's disk
+	broken  bool   // an fsync of the source is to fail, or has
+	hoard   bool   // a replica opened now applies nothing: its spool keeps everything
 }
 
-// NewWorld prepares both machines: empty images, nothing started.
-func NewWorld(seed uint64, mutant Mutant) (*World, error) {
+// NewWorld prepares both machines: empty images, nothing started. tweak, if not nil,
+// changes the configuration that the seed draws.
+func NewWorld(seed uint64, mutant Mutant, tweak func(*Config)) (*World, error) {
 	rng := rand.New(rand.NewPCG(seed, 0x73696d))
 	c := RandomConfig(rng).withExt4(rand.New(rand.NewPCG(seed, 0x65787434)))
+	if tweak != nil {
+		tweak(&c)
+	}
 	codec, err := wire.NewCodec()
 	if err != nil {
 		return nil, err
@@ -250,8 +260,12 @@ func (w *World) entered(a *attachment, disk uint32) {
 	m := a.entered[disk]
 	a.entered[disk] = nil
 	w.mu.Unlock()
-	if m != nil {
-		w.promised(m, disk)
+	if m == nil {
+		return
+	}
+	w.promised(m, disk)
+	if w.protected.Load() {
+		w.history.shipped(m, int(disk)) // whatever the mode
 	}
 }
 
@@ -261,7 +275,7 @@ func (w *World) entered(a *attachment, disk uint32) {
 func (w *World) promised(m marks, disk uint32) {
 	w.history.flushed(m, disk)
 	switch {
-	case !w.protected.Load() || w.player != nil && disk == 0:
+	case !w.protected.Load() || w.c.AsyncAge > 0 || w.player != nil && disk == 0:
 	case w.c.Eyes:
 		w.history.shipped(m, int(disk))
 	default:
@@ -341,8 +355,11 @@ func readImages(fsys images.FS, name func(int) string, c Config) ([][]byte, erro
 	return out, nil
 }
 
-// sourceDown ends the source: its process, or with power its machine and the VM.
-func (w *World) sourceDown(power bool) {
+// sourceDown ends the source: its process, or with power its machine and the VM. A
+// process that dies after an fsync has failed leaves a page cache that lacks
+// something: then the machine is started anew as well. It tells which of the two it was.
+func (w *World) sourceDown(power bool) bool {
+	power = power || w.srcFS.Fired() > 0
 	s := w.src
 	if s != nil {
 		w.local += s.eng.Stats().LocalFlushes
@@ -369,6 +386,7 @@ func (w *World) sourceDown(power bool) {
 		s.shut()
 	}
 	w.src = nil
+	return power
 }
 
 // replicaUp starts the replica's daemon.
