@@ -210,7 +210,7 @@ func (p *player) step(g *guest) {
 	p.mu.Lock()
 	n := p.next
 	p.mu.Unlock()
-	ok := false
+	var ok bool
 	if step := p.s.Steps[n]; step.Data != nil {
 		ok = p.write(g, step.Off, step.Data)
 	} else {
