@@ -48,6 +48,7 @@ type fake struct {
 	unprotect func(context.Context, control.UnprotectRequest, func(control.Event)) error
 	failover  func(context.Context, control.FailoverRequest, func(control.Event)) (control.FailoverReport, error)
 	forget    func(context.Context, control.ForgetRequest, func(control.Event)) error
+	verify    func(context.Context, control.VerifyRequest, func(control.Event)) (control.VerifyReport, error)
 	set       func(context.Context, control.SetRequest) (control.Policy, error)
 }
 
@@ -63,6 +64,10 @@ func (f *fake) Unprotect(ctx context.Context, r control.UnprotectRequest, emit f
 
 func (f *fake) Failover(ctx context.Context, r control.FailoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
 	return f.failover(ctx, r, emit)
+}
+
+func (f *fake) Verify(ctx context.Context, r control.VerifyRequest, emit func(control.Event)) (control.VerifyReport, error) {
+	return f.verify(ctx, r, emit)
 }
 
 func (f *fake) Set(ctx context.Context, r control.SetRequest) (control.Policy, error) {

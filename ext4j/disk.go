@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"kagami/ext4j/epoch"
 )
@@ -32,7 +33,8 @@ type Disk struct {
 	img   Image
 	locks rangeLock
 	sync  syncer
-	eyes  *eyes // nil: what the guest writes is not looked at
+	eyes  *eyes                 // nil: what the guest writes is not looked at
+	watch atomic.Pointer[watch] // of a Verify; nil: none is under way
 
 	mu      sync.Mutex
 	clients int

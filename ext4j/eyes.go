@@ -68,6 +68,9 @@ func (e *eyes) kick() {
 // append gives r its number and shows it to the follower. before is what its
 // range held, or nil.
 func (d *Disk) append(r epoch.Record, before []byte) epoch.LSN {
+	if w := d.watch.Load(); w != nil {
+		w.touch(int64(r.Offset), int64(r.Length))
+	}
 	e := d.eyes
 	if e == nil {
 		return d.g.append(r)

@@ -14,6 +14,7 @@ type Backend interface {
 	Failover(ctx context.Context, req FailoverRequest, emit func(Event)) (FailoverReport, error)
 	Forget(ctx context.Context, req ForgetRequest, emit func(Event)) error
 	Set(ctx context.Context, req SetRequest) (Policy, error)
+	Verify(ctx context.Context, req VerifyRequest, emit func(Event)) (VerifyReport, error)
 }
 
 // Exit codes of the command line, also carried by Error.
@@ -115,6 +116,26 @@ type Policy struct {
 	AsyncBytes   int64   `json:"async_bytes,omitempty"` // 0 in mode sync
 	AsyncSeconds float64 `json:"async_seconds,omitempty"`
 	Set          bool    `json:"set"` // by kagami set; else it is the configuration's
+}
+
+// VerifyRequest asks to compare a group with its replica.
+type VerifyRequest struct {
+	Group          string `json:"group"`
+	Repair         bool   `json:"repair,omitempty"`           // ship what differs
+	BytesPerSecond int64  `json:"bytes_per_second,omitempty"` // 0: as fast as it goes
+}
+
+// VerifyReport is what was found, in chunks.
+type VerifyReport struct {
+	Group      string  `json:"group"`
+	LSN        uint64  `json:"lsn"` // the replica has everything up to there
+	ChunkBytes int64   `json:"chunk_bytes"`
+	Compared   int64   `json:"compared"`
+	Differ     int64   `json:"differ"`
+	Repaired   int64   `json:"repaired"`
+	Again      int64   `json:"again"` // comparisons that the guest's writes spoiled, and that were made again
+	Seconds    float64 `json:"seconds"`
+	Evidence   string  `json:"evidence,omitempty"` // file that names what differs
 }
 
 // Status is everything this site knows.

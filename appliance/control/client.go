@@ -70,6 +70,12 @@ func (c *Client) Forget(ctx context.Context, req ForgetRequest, emit func(Event)
 	return c.run(ctx, "forget", req, emit, nil)
 }
 
+// Verify compares a group with its replica; the end of ctx ends it.
+func (c *Client) Verify(ctx context.Context, req VerifyRequest, emit func(Event)) (VerifyReport, error) {
+	var report VerifyReport
+	return report, c.run(ctx, "verify", req, emit, &report)
+}
+
 // Set changes when a group's flushes are answered, and returns what counts now.
 func (c *Client) Set(ctx context.Context, req SetRequest) (Policy, error) {
 	ctx, cancel := context.WithTimeout(ctx, askPatience)

@@ -26,6 +26,7 @@ type fake struct {
 	unprotect func(context.Context, UnprotectRequest, func(Event)) error
 	failover  func(context.Context, FailoverRequest, func(Event)) (FailoverReport, error)
 	forget    func(context.Context, ForgetRequest, func(Event)) error
+	verify    func(context.Context, VerifyRequest, func(Event)) (VerifyReport, error)
 	set       func(context.Context, SetRequest) (Policy, error)
 }
 
@@ -41,6 +42,10 @@ func (f *fake) Unprotect(ctx context.Context, r UnprotectRequest, emit func(Even
 
 func (f *fake) Failover(ctx context.Context, r FailoverRequest, emit func(Event)) (FailoverReport, error) {
 	return f.failover(ctx, r, emit)
+}
+
+func (f *fake) Verify(ctx context.Context, r VerifyRequest, emit func(Event)) (VerifyReport, error) {
+	return f.verify(ctx, r, emit)
 }
 
 func (f *fake) Set(ctx context.Context, r SetRequest) (Policy, error) { return f.set(ctx, r) }

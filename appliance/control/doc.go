@@ -8,6 +8,7 @@
 //	POST /v1/unprotect  UnprotectRequest → stream, no result
 //	POST /v1/failover   FailoverRequest  → stream, FailoverReport
 //	POST /v1/forget     ForgetRequest    → stream, no result
+//	POST /v1/verify     VerifyRequest    → stream, VerifyReport
 //	POST /v1/set        SetRequest       → Policy
 //	GET  /metrics       Prometheus text
 //
@@ -19,7 +20,7 @@
 //
 // When the client of a running operation goes away:
 //
-//   - protect and unprotect are cancelled, and roll back;
+//   - protect and unprotect are cancelled, and roll back; verify is cancelled;
 //   - failover and forget go on, because half of either helps nobody. The
 //     outcome is in the status.
 //

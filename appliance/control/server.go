@@ -99,6 +99,7 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /v1/failover", s.failover)
 	mux.HandleFunc("POST /v1/forget", s.forget)
 	mux.HandleFunc("POST /v1/set", s.set)
+	mux.HandleFunc("POST /v1/verify", s.verify)
 	if s.opts.Metrics != nil {
 		mux.Handle("GET /metrics", s.opts.Metrics)
 	}
@@ -202,6 +203,20 @@ func (s *Server) forget(w http.ResponseWriter, r *http.Request) {
 	}
 	s.stream(w, r, job{op: "forget", vm: req.Group, goesOn: true, run: func(ctx context.Context, emit func(Event)) (any, error) {
 		return nil, s.backend.Forget(ctx, req, emit)
+	}})
+}
+
+func (s *Server) verify(w http.ResponseWriter, r *http.Request) {
+	var req VerifyRequest
+	if !read(w, r, &req) {
+		return
+	}
+	if err := named("group", req.Group); err != nil {
+		fail(w, http.StatusBadRequest, badRequest(err))
+		return
+	}
+	s.stream(w, r, job{op: "verify", vm: req.Group, run: func(ctx context.Context, emit func(Event)) (any, error) {
+		return s.backend.Verify(ctx, req, emit)
 	}})
 }
 

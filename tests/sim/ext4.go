@@ -62,13 +62,15 @@ type player struct {
 
 // tally counts what the oracle of players saw, so that a test can tell that it saw something.
 type tally struct {
-	flushes, local int // answered; without waiting for the replica
-	checked        int // disasters with an ext4 that was promised something
-	behind         int // of these, the replica was behind the step of that promise
+	flushes, local int   // answered; without waiting for the replica
+	checked        int   // disasters with an ext4 that was promised something
+	behind         int   // of these, the replica was behind the step of that promise
+	compared       int64 // chunks compared while the guest wrote
 }
 
 func (t *tally) add(o tally) {
 	t.flushes, t.local, t.checked, t.behind = t.flushes+o.flushes, t.local+o.local, t.checked+o.checked, t.behind+o.behind
+	t.compared += o.compared
 }
 
 func newPlayer(w *World, s script.Script) *player {
@@ -104,13 +106,13 @@ func identity(img []byte) (id uint64) {
 	return id
 }
 
-// tally is what the oracle of an ext4 saw in this run.
+// tally is what the oracles saw in this run.
 func (w *World) tally() tally {
-	if w.player == nil {
-		return tally{}
+	t := tally{compared: w.compared}
+	if w.player != nil {
+		t = w.player.tally
+		t.local, t.compared = int(w.local), w.compared
 	}
-	t := w.player.tally
-	t.local = int(w.local)
 	return t
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"time"
 
+	"kagami/ext4j"
 	"kagami/tests/fault"
 )
 
@@ -381,6 +382,9 @@ func (w *World) heal() error {
 		w.note("a connection dies")
 		w.rest(time.Second)
 	}
+	if err := w.verify(); err != nil {
+		return err
+	}
 	w.quiet.Store(true)
 	for _, what := range []struct {
 		name string
@@ -402,6 +406,30 @@ func (w *World) heal() error {
 		return fmt.Errorf("after healing: %w", err)
 	}
 	return w.equal()
+}
+
+// verify compares both sites while the guest writes on: where nothing speaks against
+// the replica, nothing may differ.
+func (w *World) verify() error {
+	f := w.src.snapshot()
+	if !f.Complete || f.Compare != "" || w.rotten || w.rep.group.Status().Damaged != "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	sess, err := w.src.link.Session(ctx)
+	if err != nil {
+		return nil //nolint:nilerr // the link is still down
+	}
+	v, err := w.src.eng.Verify(ctx, w.src.eng.WholeRanges(), w.src.hasher(sess), ext4j.VerifyOptions{})
+	if err != nil {
+		w.note("the comparison was broken off: %v", err) // by a resync, or a link that is lost
+	}
+	if f := w.src.snapshot(); v.Differ > 0 && f.Compare == "" && !w.src.eng.Stats().Resyncing {
+		return fmt.Errorf("a comparison found %d of %d chunks different", v.Differ, v.Compared)
+	}
+	w.compared += v.Compared
+	return nil
 }
 
 func (w *World) await(what string, done func() bool) error {

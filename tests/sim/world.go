@@ -92,29 +92,30 @@ type World struct {
 	busy      atomic.Int64
 	wg        sync.WaitGroup // guests
 
-	mu      sync.Mutex
-	cond    *sync.Cond
-	err     error // the first failure
-	log     []string
-	pauses  *rand.Rand
-	att     *attachment // the guest's way to its disks; nil while the source is down
-	downed  map[*source]bool
-	src     *source
-	srcFS   *fault.FS
-	rep     *replicaSite
-	repFS   *fault.FS
-	g       *guest
-	player  *player // of an ext4 on disk 0; nil: that disk is like the others
-	earlier earlier
-	vm      uint64 // number of the VM's present life
-	local   uint64 // FLUSHes that did not wait for the replica, in former lives of the source
-	checked int    // disasters looked at
-	rotten  bool   // acknowledged epochs may have rotted in the spool
-	noticed bool   // and the replica has said so
-	killed  bool   // the source's last end left its page cache
-	full    bool   // the replica's disk
-	broken  bool   // an fsync of the source is to fail, or has
-	hoard   bool   // a replica opened now applies nothing: its spool keeps everything
+	mu       sync.Mutex
+	cond     *sync.Cond
+	err      error // the first failure
+	log      []string
+	pauses   *rand.Rand
+	att      *attachment // the guest's way to its disks; nil while the source is down
+	downed   map[*source]bool
+	src      *source
+	srcFS    *fault.FS
+	rep      *replicaSite
+	repFS    *fault.FS
+	g        *guest
+	player   *player // of an ext4 on disk 0; nil: that disk is like the others
+	earlier  earlier
+	vm       uint64 // number of the VM's present life
+	local    uint64 // FLUSHes that did not wait for the replica, in former lives of the source
+	compared int64  // chunks that a comparison looked at while the guest wrote
+	checked  int    // disasters looked at
+	rotten   bool   // acknowledged epochs may have rotted in the spool
+	noticed  bool   // and the replica has said so
+	killed   bool   // the source's last end left its page cache
+	full     bool   // the replica's disk
+	broken   bool   // an fsync of the source is to fail, or has
+	hoard    bool   // a replica opened now applies nothing: its spool keeps everything
 }
 
 // NewWorld prepares both machines: empty images, nothing started. tweak, if not nil,
