@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -18,9 +19,9 @@ byte on (--offset). ext4 and ext3 are known, and ext2 as far as it has no journa
 func (a *app) ext4Cmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ext4", Short: "Work on the ext4 file systems in images, without mounting them", Long: ext4Long,
-		Example: "  kagami ext4 recover web-vdb.raw --dry-run\n  kagami ext4 recover web-vda.raw --partition 1 --out clean.raw",
+		Example: "  kagami ext4 info web-vdb.raw\n  kagami ext4 recover web-vdb.raw --dry-run\n  kagami ext4 recover web-vda.raw --partition 1 --out clean.raw",
 	}
-	cmd.AddCommand(a.ext4RecoverCmd())
+	cmd.AddCommand(a.ext4InfoCmd(), a.ext4LogCmd(), a.ext4RecoverCmd())
 	return parentOnly(cmd)
 }
 
@@ -29,6 +30,21 @@ func placeFlags(cmd *cobra.Command, at *offline.Place) {
 	cmd.Flags().Int64Var(&at.Offset, "offset", 0, "first byte of the file system in the image")
 	cmd.Flags().IntVar(&at.Partition, "partition", 0, "number of the partition that holds the file system")
 	cmd.MarkFlagsMutuallyExclusive("offset", "partition")
+}
+
+// liveFlag adds the flag for images that somebody else uses.
+func liveFlag(cmd *cobra.Command, inUse *bool) {
+	cmd.Flags().BoolVar(inUse, "live", false, "look at an image that is in use; what is read may be of different moments")
+}
+
+// asJSON prints a value as one JSON document.
+func (a *app) asJSON(v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	a.printf("%s\n", data)
+	return nil
 }
 
 // oneImage wants the path of one image.

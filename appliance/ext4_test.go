@@ -63,3 +63,19 @@ func TestExt4RecoverJSON(t *testing.T) {
 		t.Errorf("no image: exit %d, %s", r.code, r.out)
 	}
 }
+
+func TestExt4InfoAndLog(t *testing.T) {
+	path := dirtyFile(t)
+	var text strings.Builder
+	for _, args := range []string{"info", "log", "log --blocks", "info --partition 2"} {
+		r := kagami(t, append([]string{"ext4"}, append(strings.Fields(args), path)...)...)
+		text.WriteString("$ kagami ext4 " + args + " IMAGE\n" + r.err + r.out + "exit " + string(rune('0'+r.code)) + "\n\n")
+	}
+	golden(t, "ext4_info.txt", strings.ReplaceAll(text.String(), path, "IMAGE"))
+	for _, args := range []string{"info", "log"} {
+		r := kagami(t, "ext4", args, path, "--json")
+		if !json.Valid([]byte(r.out)) || r.code != 0 {
+			t.Errorf("%s: exit %d\n%s%s", args, r.code, r.out, r.err)
+		}
+	}
+}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -52,15 +51,10 @@ func (a *app) setCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !asJSON {
-				a.printf("%s", policyText(p))
-				return nil
+			if asJSON {
+				return a.asJSON(p)
 			}
-			data, err := json.MarshalIndent(p, "", "  ")
-			if err != nil {
-				return err
-			}
-			a.printf("%s\n", data)
+			a.printf("%s", policyText(p))
 			return nil
 		}),
 	}

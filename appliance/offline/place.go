@@ -73,16 +73,22 @@ func noFileSystem(r io.ReaderAt, size int64, p Place) error {
 	return fmt.Errorf("%w: no ext2, ext3 or ext4 there", ErrRefused)
 }
 
+// opening names what kept an image from being opened.
+func opening(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", ErrNotThere, err)
+	case errors.Is(err, images.ErrLocked):
+		return fmt.Errorf("%w: %w", ErrInUse, err)
+	}
+	return err
+}
+
 // open opens and locks (or, for reading, only looks at) the image at path.
 func open(fsys images.FS, path string) (*images.Image, error) {
 	img, err := images.OpenImage(fsys, path, images.Want{})
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%w: %w", ErrNotThere, err)
-	case errors.Is(err, images.ErrLocked):
-		return nil, fmt.Errorf("%w: %w", ErrInUse, err)
-	case err != nil:
-		return nil, err
+	if err != nil {
+		return nil, opening(err)
 	}
 	if dev, err := loopOf(path); err != nil || dev != "" {
 		if err == nil {

@@ -81,6 +81,11 @@ func (r *Recovery) run(ctx context.Context, img *images.Image, at Place, opts Re
 // replay runs the replay and tells refusals from failures.
 func (r *Recovery) replay(img *images.Image, at Place, dry bool) (err error) {
 	r.Report, err = recover.Run(img, r.Offset, r.Size, recover.Options{DryRun: dry})
+	return told(err, img, at)
+}
+
+// told gives an error of recover's this package's name.
+func told(err error, img *images.Image, at Place) error {
 	switch {
 	case errors.Is(err, ext4.ErrNotExt4):
 		return noFileSystem(img, img.Size(), at)

@@ -35,6 +35,14 @@ var trials = map[string]trial{
 		r, err := offline.Recover(context.Background(), path, offline.Place{}, offline.RecoverOptions{DryRun: true})
 		return readable(r.Report, err)
 	},
+	"info": func(path string, _ []byte) error {
+		_, err := offline.ReadInfo(path, offline.Place{}, false)
+		return readable(recover.Report{}, err)
+	},
+	"log": func(path string, _ []byte) error {
+		_, err := offline.ReadLog(path, offline.Place{}, false)
+		return readable(recover.Report{}, err)
+	},
 	"follower": follows,
 }
 

@@ -43,12 +43,12 @@ var (
 var verdicts = map[string]verdict{
 	// The corrupted commit ends the log. What lies behind it may be whole: kagami begins
 	// anew with a sequence that nothing in the log can bear.
-	"j_corrupt_commit_csum": {differ: []string{"j_sequence", "j_checksum"}},
+	"j_corrupt_commit_csum": {differ: []string{"j_head", "j_sequence", "j_checksum"}},
 	// A commit block of another transaction ends the log as a stale block would.
-	"j_corrupt_commit_tid": {},
+	"j_corrupt_commit_tid": replayed,
 	// The kernel does not mount these (EFSBADCRC); e2fsck drops the whole log.
 	"j_corrupt_descr_csum": {refused: "wrong checksum of a descriptor or revoke block"},
-	"j_corrupt_descr_tid":  {},
+	"j_corrupt_descr_tid":  replayed,
 	// A block with a wrong checksum is left out, and the file system marked. The tids go
 	// on behind the last one; e2fsck's stay where the log began.
 	"j_corrupt_journal_block": {differ: []string{"j_head", "j_sequence", "j_checksum"}, damaged: 1},
