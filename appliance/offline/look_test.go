@@ -83,7 +83,7 @@ func TestLogSaysWhatDebugfsSays(t *testing.T) {
 	}
 	var want []string
 	tid := 0
-	for line := range strings.Lines(tool(t, "debugfs", "-R", "logdump", path)) {
+	for line := range strings.Lines(tool(t, "debugfs", "-R", "logdump -a", path)) {
 		if m := regexp.MustCompile(`descriptor block, sequence (\d+)|expected sequence (\d+), type 1`).FindStringSubmatch(line); m != nil {
 			tid, _ = strconv.Atoi(m[1] + m[2])
 		}
