@@ -2,6 +2,7 @@ package ext4cap
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -27,9 +28,39 @@ func TestCutsSeeds(t *testing.T) {
 	if !everything {
 		t.Skip("runs without the race detector, in the step of the crash tests")
 	}
+	cutAll(t, streams(t))
+}
+
+// TestCutsKindsSeeds is TestCutsSeeds in file systems of further kinds.
+func TestCutsKindsSeeds(t *testing.T) {
+	if !everything {
+		t.Skip("runs without the race detector, in the step of the crash tests")
+	}
+	cutAll(t, kindStreams(t))
+}
+
+// kindStreams captures Kinds, once for every round.
+func kindStreams(t *testing.T) map[string]Stream {
+	t.Helper()
+	need(t)
+	rounds, seed := soak(t)
+	all := map[string]Stream{}
+	for i := range max(1, rounds) {
+		for _, w := range Kinds() {
+			s, err := Capture(tempShm(t), w, seed+uint64(i))
+			if err != nil {
+				t.Fatal(w.Name, ": ", err)
+			}
+			all[fmt.Sprintf("%s, seed %d", w.Name, seed+uint64(i))] = s
+		}
+	}
+	return all
+}
+
+func cutAll(t *testing.T, all map[string]Stream) {
+	t.Helper()
 	n, seed := soak(t)
 	n = max(1, 3*n)
-	all := streams(t)
 	tried, replayed, refused := 0, 0, 0
 	for i, name := range slices.Sorted(maps.Keys(all)) {
 		t.Run(name, func(t *testing.T) {

@@ -28,7 +28,8 @@ func TestCorpus(t *testing.T) {
 		t.Skip("only with EXT4_CORPUS set: make ext4-corpus")
 	}
 	n, seed := soak(t)
-	all := streams(t)
+	all := maps.Clone(streams(t))
+	maps.Copy(all, kindStreams(t))
 	for i, name := range slices.Sorted(maps.Keys(all)) {
 		for k, c := range all[name].Cuts(rand.New(rand.NewPCG(seed, uint64(i))), max(1, n)) {
 			path := filepath.Join(dir, fmt.Sprintf("%s.%d.img", strings.ReplaceAll(name, " ", "_"), k))

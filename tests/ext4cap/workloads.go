@@ -91,6 +91,31 @@ func Features() map[string][]string {
 	}
 }
 
+// Kinds are workloads in file systems of further kinds, for the replay of journals alone:
+// to the follower they are like others.
+func Kinds() []Workload {
+	const noSums, ext3 = "^metadata_csum,^64bit", "^metadata_csum,^64bit,^extent,^flex_bg,^huge_file,^extra_isize,^dir_nlink"
+	all := []Workload{
+		{Name: "uninit_bg", Mkfs: []string{"-b", "1024", "-O", "^metadata_csum,uninit_bg"}},
+		{Name: "ext3", Mkfs: []string{"-b", "1024", "-I", "128", "-O", ext3}},
+		{Name: "ext3, data=journal, small journal", Mkfs: []string{"-b", "1024", "-J", "size=1", "-O", ext3}, Mount: "data=journal"},
+		{Name: "checksums v1, 32 bit", Mkfs: []string{"-b", "1024", "-O", noSums}, Mount: "journal_checksum"},
+		{Name: "checksums v1, data=journal", Mkfs: []string{"-b", "4096", "-O", "^metadata_csum,64bit"}, Mount: "data=journal,journal_checksum"},
+		{Name: "data=journal, 1k, small journal", Mkfs: []string{"-b", "1024", "-J", "size=1"}, Mount: "data=journal"},
+		{Name: "async_commit, small journal", Mkfs: []string{"-b", "1024", "-J", "size=1"}, Mount: "journal_async_commit,data=writeback"},
+		{Name: "encrypt, verity, stable_inodes", Mkfs: []string{"-b", "4096", "-O", "encrypt,verity,stable_inodes"}},
+		{Name: "large_dir", Mkfs: []string{"-b", "1024", "-O", "large_dir"}},
+		{Name: "inodes of 1024 bytes", Mkfs: []string{"-b", "4096", "-I", "1024"}},
+		{Name: "bigalloc, 1k, data=journal", Mkfs: []string{"-b", "1024", "-O", "bigalloc", "-C", "8192"}, Mount: "data=journal"},
+		{Name: "meta_bg, csum_seed", Mkfs: []string{"-b", "1024", "-g", "1024", "-O", "meta_bg,^resize_inode,metadata_csum_seed"}},
+		{Name: "orphan_file, inline_data, no flex_bg", Mkfs: []string{"-b", "2048", "-I", "256", "-O", "orphan_file,inline_data,^flex_bg"}},
+	}
+	for i := range all {
+		all[i].Name, all[i].MiB, all[i].Run = "kind "+all[i].Name, 24, mixture
+	}
+	return all
+}
+
 type mix struct {
 	name string
 	run  func(*Env) error
