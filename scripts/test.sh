@@ -38,7 +38,7 @@ seeds() {
 	local packages
 	packages=$(find . -name norace_test.go -printf '%h\n' | sort) || return 1
 	# shellcheck disable=SC2086
-	tests -timeout 30m -run 'Crash|Seeds|Mutants|Scripts' $packages
+	tests -timeout 30m -run 'Crash|Seeds|Mutants|Scripts|Corrupted' $packages
 }
 
 # The VMs of the end-to-end tests need the machine for themselves; they run a
