@@ -299,7 +299,14 @@ var zeros [4096]byte
 // puts a SyncDone record into the stream, closes the epoch, and waits for the
 // replica to have it. From then on the replica is a complete copy. It returns
 // the LSN of the Close record.
+//
+// The images come first: a failed fdatasync may have taken away what the scan should
+// have read, and the replica must not be told that what it got is whole. One that began
+// before has failed the group by the time SyncImages, which began after, returns.
 func (g *Group) FinishScan(ctx context.Context) (epoch.LSN, error) {
+	if err := g.SyncImages(); err != nil {
+		return 0, err
+	}
 	g.mu.Lock()
 	if g.err != nil {
 		defer g.mu.Unlock()
@@ -313,9 +320,6 @@ func (g *Group) FinishScan(ctx context.Context) (epoch.LSN, error) {
 	g.mu.Unlock()
 	if wake != nil {
 		wake()
-	}
-	if err := g.SyncImages(); err != nil {
-		return 0, err
 	}
 	return lsn, g.waitSession(ctx, session, lsn)
 }

@@ -121,6 +121,28 @@ func TestScanMakesEqual(t *testing.T) {
 	}
 }
 
+// TestFinishScanNeedsTheImages: where an image cannot be made durable, the replica is
+// not told that the scan was whole.
+func TestFinishScanNeedsTheImages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Options{})
+		defer r.close()
+		r.g.Begin(epoch.UUID{9}, 5, 101, true)
+		r.g.OpenGate()
+		if err := r.disk[0].WriteAt(fill(512, 1), 0, false); err != nil {
+			t.Fatal(err)
+		}
+		r.img[0].failSync = errIO
+		if _, err := r.g.FinishScan(context.Background()); !errors.Is(err, errIO) {
+			t.Errorf("got %v", err)
+		}
+		r.ship()
+		if r.types() != "w" {
+			t.Errorf("shipped %q", r.types())
+		}
+	})
+}
+
 // TestFirstScan: without hashes the replica reads as zeros; chunks of zeros stay out.
 func TestFirstScan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -34,8 +34,8 @@ type Verified struct {
 	Again    int64 // comparisons that the guest's writes spoiled, and that were made again
 }
 
-// errUnequal is a resync under way: what the replica holds is not the stream's.
-var errUnequal = errors.New("a resync is under way")
+// errUnequal is a replica that does not follow the stream, or not yet.
+var errUnequal = errors.New("the replica does not follow yet, or a resync is under way")
 
 // Verify compares the images of both sites chunk by chunk while the guest writes on. A
 // chunk is read here, then everything written so far is waited for at the replica, then it
@@ -176,18 +176,38 @@ func (v *verifier) judge(ctx context.Context, d *Disk, c chunk, here, there []by
 	if !v.o.Repair {
 		return nil
 	}
-	if _, err := d.scanChunk(ctx, c.off, there, false); err != nil {
+	if err := d.repair(ctx, c.off); err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
 	v.found.Repaired++
 	return nil
 }
 
-// unequal tells whether the replica cannot be what the stream says: a resync.
+// repair ships a chunk. It was read, and the image is durable since: nothing that a failed
+// fdatasync has taken away is shipped over what the replica had kept.
+func (d *Disk) repair(ctx context.Context, off int64) error {
+	p := make([]byte, min(Chunk, d.img.Size()-off))
+	if err := d.g.reserveScan(ctx, int64(len(p))); err != nil {
+		return err
+	}
+	l := d.locks.lock(off, Chunk)
+	defer d.locks.unlock(l)
+	if _, err := d.img.ReadAt(p, off); err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	if err := <-d.sync.request(); err != nil {
+		return err
+	}
+	d.append(epoch.Record{Type: epoch.TypeWrite, Flags: epoch.FlagResync, Disk: d.slot, Offset: uint64(off), Length: uint64(len(p)), Payload: p}, nil)
+	return nil
+}
+
+// unequal tells whether the replica cannot be what the stream says: it does not follow
+// yet, or a resync is under way.
 func (g *Group) unequal() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.hold || g.acked < g.floor
+	return g.session == 0 || g.hold || g.acked < g.floor
 }
 
 func (d *Disk) hashChunk(off int64) ([]byte, error) {

@@ -137,6 +137,11 @@ func TestVerifyEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := started(t, Options{})
 		defer r.close()
+		early := newRig(t, Options{})
+		defer early.close()
+		if _, err := early.g.Verify(context.Background(), early.g.WholeRanges(), nil, VerifyOptions{}); !errors.Is(err, errUnequal) {
+			t.Errorf("before a session: %v", err)
+		}
 		if err := r.disk[0].WriteAt(fill(512, 1), 0, false); err != nil {
 			t.Fatal(err)
 		}
