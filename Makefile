@@ -29,7 +29,7 @@ endif
 build: deps ## build bin/kagami
 	$(GO) build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/kagami ./appliance
 
-test: deps ## lint, unit tests with the race detector, end-to-end tests; under 15 min on 2 cores
+test: deps ## lint, unit tests with the race detector, end-to-end tests; under 30 min on 2 cores
 	@scripts/test.sh
 
 lint: deps ## the linters, and a proof that they hold the package map
