@@ -109,7 +109,7 @@ func (d *Disk) WouldBlock() bool {
 	g := d.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return entering || g.hold || g.gate == gateClosed || g.q.bytes*2 > g.limits.QueueBytes
+	return entering || g.hold || g.gate != gateOpen || g.q.bytes*2 > g.limits.QueueBytes
 }
 
 // begin admits a request; it pairs with g.leave.

@@ -11,13 +11,14 @@ import (
 // makes the images durable and waits until the replica has everything. It
 // returns the position reached; the caller writes the clean mark with it. When
 // ctx ends first, the group is not drained and the error says so. The gate
-// stays closed either way.
+// stays closed either way, and for good: a link that comes back meanwhile opens it
+// no more, or writes would follow a position that counts as the last.
 //
 // Running requests are waited for only as long as they can end: with the link
 // lost a FLUSH may wait for ever, hence ctx.
 func (g *Group) Drain(ctx context.Context) (epoch.Pos, error) {
 	defer g.wakeAtEnd(ctx)()
-	g.CloseGate()
+	g.setGate(gateShut)
 	g.mu.Lock()
 	for g.running > 0 && g.err == nil && ctx.Err() == nil {
 		g.cond.Wait()

@@ -58,6 +58,7 @@ type gate uint8
 const (
 	gateClosed gate = iota // requests wait
 	gateOpen
+	gateShut // for good: see Drain
 )
 
 // Group is the source side of one consistency group: see the package comment.
@@ -165,7 +166,9 @@ func (g *Group) CloseGate() { g.setGate(gateClosed) }
 
 func (g *Group) setGate(v gate) {
 	g.mu.Lock()
-	g.gate = v
+	if g.gate != gateShut {
+		g.gate = v
+	}
 	g.cond.Broadcast()
 	g.mu.Unlock()
 }
@@ -213,7 +216,7 @@ func (g *Group) Close() {
 func (g *Group) enter() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.gate == gateClosed && g.err == nil {
+	for g.gate != gateOpen && g.err == nil {
 		g.cond.Wait()
 	}
 	if g.err != nil {

@@ -556,11 +556,16 @@ func TestDrain(t *testing.T) {
 		if d.returned() || late.returned() || r.types() != "wc" {
 			t.Fatalf("drained %v, late write done %v, shipped %q", d.returned(), late.returned(), r.types())
 		}
+		r.g.OpenGate() // as when the link comes back meanwhile
+		if synctest.Wait(); late.returned() {
+			t.Fatal("a write was served while the group drained")
+		}
 		r.ack(1, last)
 		if err := d.wait(); err != nil || pos != (epoch.Pos{Lineage: epoch.UUID{9}, Session: 1, LSN: 2}) {
 			t.Errorf("drained at %v: %v", pos, err)
 		}
-		if late.returned() || r.img[0].durable[0] != 1 {
+		r.g.OpenGate()
+		if synctest.Wait(); late.returned() || r.img[0].durable[0] != 1 {
 			t.Error("a write was served after the drain, or the images are not durable")
 		}
 		r.g.Close()
