@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"testing"
 )
@@ -45,7 +46,7 @@ func FuzzRequest(f *testing.F) {
 		}
 		s := NewServer(b, ServerOptions{Version: "v1"})
 		defer s.Close()
-		req := httptest.NewRequest("POST", "/v1/x", bytes.NewReader(body))
+		req := httptest.NewRequest(http.MethodPost, "/v1/x", bytes.NewReader(body))
 		req.URL.Path = "/v1/" + path
 		w := httptest.NewRecorder()
 		s.http.Handler.ServeHTTP(w, req)
