@@ -283,7 +283,9 @@ func (w *World) cleanRestart() error {
 	err := w.src.drain(ctx)
 	w.note("source is stopped cleanly: %v", err)
 	if errors.Is(err, errFsync) || w.srcFS.Stopped() {
-		w.bury()
+		if w.bury(); w.src != nil { // its state could not be written: it ends all the same
+			w.killed = !w.sourceDown(false)
+		}
 		return nil
 	}
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !w.linkTrouble() {

@@ -13,7 +13,7 @@ import (
 
 var (
 	firstSeed = flag.Uint64("seed", 1, "the first seed of TestSeeds")
-	seeds     = flag.Uint64("seeds", 0, "the number of seeds of TestSeeds; 0: 200, or as many as fit its time under the race detector")
+	seeds     = flag.Uint64("seeds", 0, "the number of seeds of TestSeeds; 0: 100, or as many as fit its time under the race detector")
 	tries     = flag.Int("tries", 1, "how often TestSeeds runs each seed")
 )
 
@@ -22,7 +22,7 @@ var (
 const (
 	budget      = 15 * time.Second
 	fewestSeeds = 4
-	usualSeeds  = 200
+	usualSeeds  = 100
 )
 
 // seen is what the players of all runs saw.
