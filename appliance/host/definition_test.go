@@ -187,10 +187,10 @@ func TestDefinitionChangedWithoutEvent(t *testing.T) {
 		g := p.main.group(testVM)
 		return len(g.Alarms) == 1 && strings.Contains(g.Alarms[0], "lab is defined at this site but not active")
 	})
-	b, err := os.ReadFile(p.dr.path("state", "groups", testVM, "domain.xml"))
-	if err != nil || !strings.Contains(string(b), "network='lab'") {
-		t.Errorf("not shipped: %v", err)
-	}
+	await(t, "it to be shipped", func() bool { // the alarm may come first
+		b, err := os.ReadFile(p.dr.path("state", "groups", testVM, "domain.xml"))
+		return err == nil && strings.Contains(string(b), "network='lab'")
+	})
 	p.dr.host.setNetwork("lab", qmp.NetworkReady)
 	await(t, "the alarm to be over", func() bool { return len(p.main.group(testVM).Alarms) == 0 })
 }
