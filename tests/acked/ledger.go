@@ -28,7 +28,11 @@ type Ledger struct {
 	acks   [][]int64 // by writer: time of each acknowledgement
 	file   *os.File
 	err    error
+	frozen bool
 }
+
+// errFrozen ends a writer whose operation returned after Freeze.
+var errFrozen = errors.New("returned after the disaster")
 
 // NewLedger makes a ledger for a workload. path may be empty; otherwise the
 // file must not exist.
@@ -120,12 +124,27 @@ func (l *Ledger) issue(w int, n uint64) {
 	l.write("i %d %d\n", w, n)
 }
 
-// ack notes that the last operation begun has returned.
-func (l *Ledger) ack(w int, at time.Time) {
+// Freeze is the moment of the disaster: what returns later was heard by
+// nobody and counts as under way. Call it before pulling a cord. The kernel
+// lives on, sees I/O errors where a machine without power sees nothing, and
+// jbd2_complete_transaction (Linux 6.1, fs/jbd2/journal.c) answers an fsync
+// with success when the transaction it asks for was aborted just before.
+func (l *Ledger) Freeze() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.frozen = true
+}
+
+// ack notes that the last operation begun has returned. After Freeze it fails.
+func (l *Ledger) ack(w int, at time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.frozen {
+		return errFrozen
+	}
 	l.acks[w] = append(l.acks[w], at.UnixNano())
 	l.write("a %d %d %d\n", w, len(l.acks[w]), at.UnixNano())
+	return nil
 }
 
 func (l *Ledger) write(format string, args ...any) {

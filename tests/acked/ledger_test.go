@@ -1,6 +1,7 @@
 package acked
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -36,6 +37,28 @@ func TestLedgerFile(t *testing.T) {
 	}
 	if r := check(t, dir, got); r.Err() != nil || r.Acked != 20*len(AllWriters()) {
 		t.Errorf("%v: %v", r, r.Err())
+	}
+}
+
+// TestFreeze: what returns after the disaster is under way, and ends its writer.
+func TestFreeze(t *testing.T) {
+	l, err := NewLedger(Config{Seed: 6}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "w")
+	w, err := Start(dir, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, 20)
+	l.Freeze()
+	acked := l.Acked()
+	if err := w.Wait(); !errors.Is(err, errFrozen) {
+		t.Errorf("the writers ended by %v", err)
+	}
+	if r := check(t, dir, l); r.Err() != nil || r.Acked != acked {
+		t.Errorf("%d acknowledged before, then %v: %v", acked, r, r.Err())
 	}
 }
 

@@ -244,6 +244,7 @@ func TestServerKilled(t *testing.T) {
 	m := mountNBD(t, NBDOptions{Socket: s.socket, Mkfs: true})
 	w, l := start(t, m, Config{Seed: 2})
 	run(t, l, 300)
+	l.Freeze()
 	s.kill()
 	if err := w.Wait(); err == nil {
 		t.Error("the workload did not notice that the server died")
@@ -267,6 +268,7 @@ func TestBridgeKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitForStall(t, l)
+	l.Freeze()
 	m.Kill()
 	if err := w.Wait(); err == nil {
 		t.Error("the workload did not notice that the cord was pulled")
@@ -337,6 +339,7 @@ func TestLyingServersAreCaught(t *testing.T) {
 			m := mountNBD(t, NBDOptions{Socket: s.socket})
 			w, l := start(t, m, Config{Seed: 5})
 			run(t, l, 100)
+			l.Freeze()
 			s.kill()
 			_ = w.Wait() // the disaster's errors
 			closeMount(t, m)

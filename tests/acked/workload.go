@@ -100,8 +100,7 @@ func (w *Workload) step(i int, k worker, n uint64) error {
 	if err := k.perform(n); err != nil {
 		return err
 	}
-	w.ledger.ack(i, time.Now())
-	return nil
+	return w.ledger.ack(i, time.Now())
 }
 
 // Pause waits for the operations under way and holds back new ones, until

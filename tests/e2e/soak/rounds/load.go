@@ -256,6 +256,9 @@ func (f *Files) status() string {
 func (f *Files) Kill() error {
 	m := f.mount
 	f.mount = nil
+	if len(f.ledger) > 0 {
+		f.ledger[len(f.ledger)-1].Freeze()
+	}
 	m.Kill()
 	if f.load != nil {
 		_ = f.load.Wait() // every writer ends by an error
