@@ -50,6 +50,30 @@ type fake struct {
 	forget    func(context.Context, control.ForgetRequest, func(control.Event)) error
 	verify    func(context.Context, control.VerifyRequest, func(control.Event)) (control.VerifyReport, error)
 	set       func(context.Context, control.SetRequest) (control.Policy, error)
+	reprotect func(context.Context, control.ReprotectRequest, func(control.Event)) error
+	move      func(context.Context, control.SwitchoverRequest, func(control.Event)) (control.FailoverReport, error)
+	survivor  func(context.Context, control.SurvivorRequest, func(control.Event)) error
+	branches  func(context.Context, control.BranchesRequest) ([]control.Branch, error)
+}
+
+func (f *fake) Reprotect(ctx context.Context, r control.ReprotectRequest, emit func(control.Event)) error {
+	return f.reprotect(ctx, r, emit)
+}
+
+func (f *fake) Switchover(ctx context.Context, r control.SwitchoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
+	return f.move(ctx, r, emit)
+}
+
+func (f *fake) Failback(ctx context.Context, r control.SwitchoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
+	return f.move(ctx, r, emit)
+}
+
+func (f *fake) Survivor(ctx context.Context, r control.SurvivorRequest, emit func(control.Event)) error {
+	return f.survivor(ctx, r, emit)
+}
+
+func (f *fake) Branches(ctx context.Context, r control.BranchesRequest) ([]control.Branch, error) {
+	return f.branches(ctx, r)
 }
 
 func (f *fake) Status(context.Context) (control.Status, error) { return f.st, nil }

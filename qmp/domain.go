@@ -21,6 +21,7 @@ type domain interface {
 	startPaused() error
 	resume() error
 	destroy() error
+	shutdown() error
 	undefine() error
 	autostart() error
 	freeze() error

@@ -180,6 +180,7 @@ func (d *fakeDomain) define(xml string) error {
 func (d *fakeDomain) startPaused() error { return d.fails["start"] }
 func (d *fakeDomain) resume() error      { return d.fails["resume"] }
 func (d *fakeDomain) destroy() error     { return d.fails["destroy"] }
+func (d *fakeDomain) shutdown() error    { return d.fails["shutdown"] }
 func (d *fakeDomain) undefine() error    { return d.fails["undefine"] }
 func (d *fakeDomain) autostart() error   { return d.fails["autostart"] }
 func (d *fakeDomain) freeze() error      { return d.fails["freeze"] }

@@ -256,8 +256,11 @@ func (d *libvirtDomain) startPaused() error {
 
 func (d *libvirtDomain) resume() error  { return plain(d.d.Resume()) }
 func (d *libvirtDomain) destroy() error { return plain(d.d.Destroy()) }
-func (d *libvirtDomain) freeze() error  { return plain(d.d.FSFreeze(nil, 0)) }
-func (d *libvirtDomain) thaw() error    { return plain(d.d.FSThaw(nil, 0)) }
+func (d *libvirtDomain) shutdown() error {
+	return plain(d.d.ShutdownFlags(libvirt.DOMAIN_SHUTDOWN_DEFAULT))
+}
+func (d *libvirtDomain) freeze() error { return plain(d.d.FSFreeze(nil, 0)) }
+func (d *libvirtDomain) thaw() error   { return plain(d.d.FSThaw(nil, 0)) }
 
 // undefine leaves firmware variables and TPM state where they are.
 func (d *libvirtDomain) undefine() error {

@@ -172,6 +172,37 @@ func (l *Libvirt) Destroy(ctx context.Context, vm string) error {
 	return l.do(ctx, vm, "stop", (domain).destroy)
 }
 
+// shutdownAgain is the pause after which a guest is asked once more to shut down:
+// one that boots, or whose system is busy, does not hear the first time.
+const shutdownAgain = 10 * time.Second
+
+// Shutdown asks the guest to shut down, again and again, until the VM is off; the end
+// of ctx is an error.
+func (l *Libvirt) Shutdown(ctx context.Context, vm string) error {
+	for asked := (time.Time{}); ; {
+		st, err := l.State(ctx, vm)
+		if err != nil || !st.Active() {
+			return err
+		}
+		if time.Since(asked) > shutdownAgain {
+			asked = time.Now()
+			if err := l.do(ctx, vm, "shut down", (domain).shutdown); err != nil && ctx.Err() == nil {
+				if st, serr := l.State(ctx, vm); serr == nil && !st.Active() {
+					return nil // it went off meanwhile
+				}
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("shut down %s: %w", vm, context.Cause(ctx))
+		case <-time.After(shutdownPoll):
+		}
+	}
+}
+
+const shutdownPoll = 200 * time.Millisecond
+
 // Undefine removes the stored definition; firmware variables and TPM state are left.
 func (l *Libvirt) Undefine(ctx context.Context, vm string) error {
 	return l.do(ctx, vm, "undefine", (domain).undefine)

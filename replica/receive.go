@@ -59,6 +59,17 @@ func (g *Group) Detach(ch *Channel) {
 	}
 }
 
+// LetGo ends the present attachment and leaves its link alone: its source has said
+// that it stops.
+func (g *Group) LetGo() {
+	g.mu.Lock()
+	ch := g.channel
+	g.mu.Unlock()
+	if ch != nil {
+		g.Detach(ch)
+	}
+}
+
 // admit checks lineage, session and window, and makes a new session durable.
 func (g *Group) admit(m wire.Manifest) error {
 	g.mu.Lock()

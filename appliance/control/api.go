@@ -15,6 +15,11 @@ type Backend interface {
 	Forget(ctx context.Context, req ForgetRequest, emit func(Event)) error
 	Set(ctx context.Context, req SetRequest) (Policy, error)
 	Verify(ctx context.Context, req VerifyRequest, emit func(Event)) (VerifyReport, error)
+	Reprotect(ctx context.Context, req ReprotectRequest, emit func(Event)) error
+	Switchover(ctx context.Context, req SwitchoverRequest, emit func(Event)) (FailoverReport, error)
+	Failback(ctx context.Context, req SwitchoverRequest, emit func(Event)) (FailoverReport, error)
+	Survivor(ctx context.Context, req SurvivorRequest, emit func(Event)) error
+	Branches(ctx context.Context, req BranchesRequest) ([]Branch, error)
 }
 
 // Exit codes of the command line, also carried by Error.
@@ -89,6 +94,55 @@ type FailoverReport struct {
 	Notes      []string  `json:"notes,omitempty"`
 	Domain     string    `json:"domain,omitempty"`
 	Replayed   int       `json:"replayed_transactions"`
+}
+
+// ReprotectRequest asks this site, to which a group was failed over, to make the
+// other site its replica.
+type ReprotectRequest struct {
+	Group  string `json:"group"`
+	DryRun bool   `json:"dry_run,omitempty"`
+	NoWait bool   `json:"no_wait,omitempty"` // do not wait until all of it is there
+}
+
+// SwitchoverRequest asks this site to hand a group over to its replica's site.
+type SwitchoverRequest struct {
+	VM              string  `json:"vm"` // or the name of a declared group
+	DryRun          bool    `json:"dry_run,omitempty"`
+	NoStart         bool    `json:"no_start,omitempty"`
+	ShutdownSeconds float64 `json:"shutdown_s,omitempty"` // how long the guest may take; 0: the default
+}
+
+// SurvivorRequest decides a split brain: the data of this site is kept.
+type SurvivorRequest struct {
+	Group  string `json:"group"`
+	DryRun bool   `json:"dry_run,omitempty"`
+	Yes    bool   `json:"yes,omitempty"` // what the other site has beyond is given up
+}
+
+// BranchesRequest lists what is kept of superseded disks; of all groups without one.
+type BranchesRequest struct {
+	Group  string `json:"group,omitempty"`
+	Delete string `json:"delete,omitempty"` // name of a branch to remove
+}
+
+// Branch is what a site's disks held that the lineage served now does not have.
+type Branch struct {
+	Group      string       `json:"group"`
+	Name       string       `json:"name"`
+	Site       string       `json:"site"`
+	At         time.Time    `json:"at"`
+	Lineage    string       `json:"lineage"`
+	ReplacedBy string       `json:"replaced_by"`
+	Whole      string       `json:"whole,omitempty"` // why all of the disks is kept
+	Bytes      int64        `json:"bytes"`           // in regions that may differ
+	Disks      []BranchDisk `json:"disks"`
+}
+
+// BranchDisk is one disk of a branch.
+type BranchDisk struct {
+	Name  string `json:"name"`
+	File  string `json:"file"` // sparse; the regions are in their places
+	Bytes int64  `json:"bytes"`
 }
 
 // ForgetRequest asks this site to give up what it has of a group.

@@ -76,20 +76,55 @@ func (c *Client) Verify(ctx context.Context, req VerifyRequest, emit func(Event)
 	return report, c.run(ctx, "verify", req, emit, &report)
 }
 
+// Reprotect makes the other site of a failed-over group its replica. Ending ctx ends
+// the waiting, what was begun goes on.
+func (c *Client) Reprotect(ctx context.Context, req ReprotectRequest, emit func(Event)) error {
+	return c.run(ctx, "reprotect", req, emit, nil)
+}
+
+// Switchover moves a group to its replica's site. Ending ctx ends only the waiting for it.
+func (c *Client) Switchover(ctx context.Context, req SwitchoverRequest, emit func(Event)) (FailoverReport, error) {
+	var report FailoverReport
+	return report, c.run(ctx, "switchover", req, emit, &report)
+}
+
+// Failback brings a group back to the site it was failed over from. Ending ctx ends
+// only the waiting for it.
+func (c *Client) Failback(ctx context.Context, req SwitchoverRequest, emit func(Event)) (FailoverReport, error) {
+	var report FailoverReport
+	return report, c.run(ctx, "failback", req, emit, &report)
+}
+
+// Survivor decides a split brain in favour of this site.
+func (c *Client) Survivor(ctx context.Context, req SurvivorRequest, emit func(Event)) error {
+	return c.run(ctx, "survivor", req, emit, nil)
+}
+
+// Branches lists what is kept of superseded disks, or removes one.
+func (c *Client) Branches(ctx context.Context, req BranchesRequest) ([]Branch, error) {
+	var out []Branch
+	return out, c.ask(ctx, "/v1/branches", req, &out)
+}
+
 // Set changes when a group's flushes are answered, and returns what counts now.
 func (c *Client) Set(ctx context.Context, req SetRequest) (Policy, error) {
+	var p Policy
+	return p, c.ask(ctx, "/v1/set", req, &p)
+}
+
+// ask makes a request that is answered with one JSON value.
+func (c *Client) ask(ctx context.Context, path string, req, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
-	var p Policy
 	body, err := json.Marshal(req)
 	if err != nil {
-		return p, fmt.Errorf("make request: %w", err)
+		return fmt.Errorf("make request: %w", err)
 	}
-	resp, err := c.do(ctx, http.MethodPost, "/v1/set", body)
+	resp, err := c.do(ctx, http.MethodPost, path, body)
 	if err != nil {
-		return p, err
+		return err
 	}
-	return p, c.decode(ctx, resp, &p)
+	return c.decode(ctx, resp, into)
 }
 
 func (c *Client) get(ctx context.Context, path string, into any) error {

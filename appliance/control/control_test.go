@@ -28,6 +28,30 @@ type fake struct {
 	forget    func(context.Context, ForgetRequest, func(Event)) error
 	verify    func(context.Context, VerifyRequest, func(Event)) (VerifyReport, error)
 	set       func(context.Context, SetRequest) (Policy, error)
+	reprotect func(context.Context, ReprotectRequest, func(Event)) error
+	move      func(context.Context, SwitchoverRequest, func(Event)) (FailoverReport, error)
+	survivor  func(context.Context, SurvivorRequest, func(Event)) error
+	branches  func(context.Context, BranchesRequest) ([]Branch, error)
+}
+
+func (f *fake) Reprotect(ctx context.Context, r ReprotectRequest, emit func(Event)) error {
+	return f.reprotect(ctx, r, emit)
+}
+
+func (f *fake) Switchover(ctx context.Context, r SwitchoverRequest, emit func(Event)) (FailoverReport, error) {
+	return f.move(ctx, r, emit)
+}
+
+func (f *fake) Failback(ctx context.Context, r SwitchoverRequest, emit func(Event)) (FailoverReport, error) {
+	return f.move(ctx, r, emit)
+}
+
+func (f *fake) Survivor(ctx context.Context, r SurvivorRequest, emit func(Event)) error {
+	return f.survivor(ctx, r, emit)
+}
+
+func (f *fake) Branches(ctx context.Context, r BranchesRequest) ([]Branch, error) {
+	return f.branches(ctx, r)
 }
 
 func (f *fake) Status(ctx context.Context) (Status, error) { return f.status(ctx) }

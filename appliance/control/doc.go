@@ -9,6 +9,11 @@
 //	POST /v1/failover   FailoverRequest  → stream, FailoverReport
 //	POST /v1/forget     ForgetRequest    → stream, no result
 //	POST /v1/verify     VerifyRequest    → stream, VerifyReport
+//	POST /v1/reprotect  ReprotectRequest → stream, no result
+//	POST /v1/switchover SwitchoverRequest → stream, FailoverReport
+//	POST /v1/failback   SwitchoverRequest → stream, FailoverReport
+//	POST /v1/survivor   SurvivorRequest  → stream, no result
+//	POST /v1/branches   BranchesRequest  → list of Branch
 //	POST /v1/set        SetRequest       → Policy
 //	GET  /metrics       Prometheus text
 //
@@ -20,8 +25,9 @@
 //
 // When the client of a running operation goes away:
 //
-//   - protect and unprotect are cancelled, and roll back; verify is cancelled;
-//   - failover and forget go on, because half of either helps nobody. The
+//   - protect and unprotect are cancelled, and roll back; verify is cancelled; of
+//     reprotect only the waiting ends;
+//   - failover, switchover, failback, survivor and forget go on, because half of either helps nobody. The
 //     outcome is in the status.
 //
 // When the server is closed, all of them are cancelled and waited for.

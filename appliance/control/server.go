@@ -100,6 +100,11 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /v1/forget", s.forget)
 	mux.HandleFunc("POST /v1/set", s.set)
 	mux.HandleFunc("POST /v1/verify", s.verify)
+	mux.HandleFunc("POST /v1/reprotect", s.reprotect)
+	mux.HandleFunc("POST /v1/switchover", s.switchover)
+	mux.HandleFunc("POST /v1/failback", s.failback)
+	mux.HandleFunc("POST /v1/survivor", s.survivor)
+	mux.HandleFunc("POST /v1/branches", s.branches)
 	if s.opts.Metrics != nil {
 		mux.Handle("GET /metrics", s.opts.Metrics)
 	}
@@ -218,6 +223,71 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) {
 	s.stream(w, r, job{op: "verify", vm: req.Group, run: func(ctx context.Context, emit func(Event)) (any, error) {
 		return s.backend.Verify(ctx, req, emit)
 	}})
+}
+
+func (s *Server) reprotect(w http.ResponseWriter, r *http.Request) {
+	var req ReprotectRequest
+	if !read(w, r, &req) || !s.names(w, "group", req.Group) {
+		return
+	}
+	s.stream(w, r, job{op: "reprotect", vm: req.Group, run: func(ctx context.Context, emit func(Event)) (any, error) {
+		return nil, s.backend.Reprotect(ctx, req, emit)
+	}})
+}
+
+func (s *Server) switchover(w http.ResponseWriter, r *http.Request) {
+	var req SwitchoverRequest
+	if !read(w, r, &req) || !s.names(w, "vm", req.VM) {
+		return
+	}
+	s.stream(w, r, job{op: "switchover", vm: req.VM, goesOn: true, run: func(ctx context.Context, emit func(Event)) (any, error) {
+		return s.backend.Switchover(ctx, req, emit)
+	}})
+}
+
+func (s *Server) failback(w http.ResponseWriter, r *http.Request) {
+	var req SwitchoverRequest
+	if !read(w, r, &req) || !s.names(w, "vm", req.VM) {
+		return
+	}
+	s.stream(w, r, job{op: "failback", vm: req.VM, goesOn: true, run: func(ctx context.Context, emit func(Event)) (any, error) {
+		return s.backend.Failback(ctx, req, emit)
+	}})
+}
+
+func (s *Server) survivor(w http.ResponseWriter, r *http.Request) {
+	var req SurvivorRequest
+	if !read(w, r, &req) || !s.names(w, "group", req.Group) {
+		return
+	}
+	s.stream(w, r, job{op: "survivor", vm: req.Group, goesOn: true, run: func(ctx context.Context, emit func(Event)) (any, error) {
+		return nil, s.backend.Survivor(ctx, req, emit)
+	}})
+}
+
+func (s *Server) branches(w http.ResponseWriter, r *http.Request) {
+	var req BranchesRequest
+	if !read(w, r, &req) || req.Group+req.Delete != "" && !s.names(w, "group", req.Group) {
+		return
+	}
+	bs, err := s.backend.Branches(r.Context(), req)
+	if err != nil {
+		fail(w, http.StatusConflict, asError(err))
+		return
+	}
+	if bs == nil {
+		bs = []Branch{}
+	}
+	reply(w, http.StatusOK, bs)
+}
+
+// names answers a request whose field names nothing, and tells whether it does.
+func (s *Server) names(w http.ResponseWriter, field, value string) bool {
+	err := named(field, value)
+	if err != nil {
+		fail(w, http.StatusBadRequest, badRequest(err))
+	}
+	return err == nil
 }
 
 func (s *Server) set(w http.ResponseWriter, r *http.Request) {

@@ -79,6 +79,9 @@ func (a *acceptor) Attach(_ context.Context, p replica.Peer, req wire.AttachRequ
 	if err != nil {
 		return nil, none, err
 	}
+	if f := g.snapshot(); !resp.Complete {
+		resp.Returned = f.Returned
+	}
 	g.setStopped(epoch.Pos{})
 	g.input(SourceCame, "site "+p.Site())
 	return rep, resp, nil
@@ -111,11 +114,24 @@ func (a *acceptor) groupFor(p replica.Peer, req wire.AttachRequest) (*group, err
 	case f.ID != m.ID:
 		return nil, wire.Errorf(wire.CodeConflict, "site %s has another group named %s: kagami forget %s there gives it up (a declared one is taken out of the config file first)", d.cfg.Site, m.Name, m.Name)
 	case f.Role != RoleReplica:
-		return nil, wire.Errorf(wire.CodeFenced, "group %s was promoted at site %s at %s", m.Name, d.cfg.Site, f.promotedAt())
+		return nil, d.superior(f, m)
 	case !sameDisks(f, m):
 		return nil, wire.Errorf(wire.CodeConflict, "group %s has other disks at site %s", m.Name, d.cfg.Site)
 	}
 	return g, nil
+}
+
+// superior is the answer to a source of a group that is none's replica here: one
+// whose lineage this site's comes from is superseded, any other has to be chosen
+// or given up by an operator.
+func (d *Daemon) superior(f *groupFile, m wire.Manifest) error {
+	if hasLineage(f.Past, m.Lineage) {
+		return fencedBy(f, d.cfg.Site)
+	}
+	if f.Lineage == m.Lineage {
+		return wire.Errorf(wire.CodeConflict, "site %s is itself the source of group %s, in the same lineage", d.cfg.Site, f.Name)
+	}
+	return splitBrain(f, m, d.cfg.Site)
 }
 
 // newReplica makes and starts a group whose name is taken. A failure leaves
@@ -159,7 +175,7 @@ func checkManifest(m wire.Manifest) error {
 	if m.ID.IsZero() || m.Lineage.IsZero() || m.Session == 0 {
 		return wire.Errorf(wire.CodeConflict, "group %s comes without id, lineage or session", m.Name)
 	}
-	if len(m.Disks) == 0 || len(m.Disks) > maxDisks || len(m.Past) > 1000 {
+	if len(m.Disks) == 0 || len(m.Disks) > maxDisks || len(m.Past) > 1000 || len(m.Discards) > 1000 {
 		return wire.Errorf(wire.CodeConflict, "group %s has %d disks, 1 to %d are allowed", m.Name, len(m.Disks), maxDisks)
 	}
 	slots, names := map[uint32]bool{}, map[string]bool{}
@@ -228,6 +244,24 @@ func (a *acceptor) Call(ctx context.Context, p replica.Peer, method string, para
 			return nil, err
 		}
 		return nil, a.domain(p, req)
+	case wire.MethodReturn:
+		var req wire.ReturnRequest
+		if err := wire.DecodeJSON(params, &req); err != nil {
+			return nil, err
+		}
+		return a.returns(ctx, p, req)
+	case wire.MethodTakeover:
+		var req wire.TakeoverRequest
+		if err := wire.DecodeJSON(params, &req); err != nil {
+			return nil, err
+		}
+		return a.takeover(p, req)
+	case wire.MethodLineage:
+		var req wire.LineageRequest
+		if err := wire.DecodeJSON(params, &req); err != nil {
+			return nil, err
+		}
+		return a.lineage(p, req)
 	case wire.MethodCheck:
 		var req wire.CheckRequest
 		if err := wire.DecodeJSON(params, &req); err != nil {

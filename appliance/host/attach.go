@@ -282,7 +282,7 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 	f := s.g.snapshot()
 	switch {
 	case s.begun && !s.replaced && resp.Damaged == "" && s.eng.Resume(resp.Pos.LSN):
-		return s.planResumed(f)
+		return s.planResumed(f, resp)
 	case !f.Complete && s.empty && !s.begun && resp.Fresh:
 		return plan{begin: true, what: "first sync", why: "the block copy fills both images"}
 	case !f.Complete && resp.Fresh && !s.begun:
@@ -291,8 +291,10 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		// The end of the first sync was not noted here. The replica has a point that can be
 		// booted, which a first sync, epoch by epoch, would take away.
 		return s.planCompare("the replica knows of the end of the first sync, this source does not")
+	case !f.Complete && f.Delta:
+		return s.planDelta(f, resp)
 	case !f.Complete || !resp.Complete:
-		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: f.Complete, why: "the first sync is taken up again by comparing"}
+		return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: f.Complete, scan: s.eng.WholeRanges(), why: "the first sync is taken up again by comparing"}
 	case resp.Damaged != "" && resp.Torn:
 		return s.planRebuild(resp.Damaged)
 	case resp.Damaged != "":
@@ -329,20 +331,37 @@ func (s *source) behindFloor(p epoch.Pos) bool {
 
 // planResumed goes on with the session; a first sync that the lost link broke
 // off compares what is there and goes on.
-func (s *source) planResumed(f *groupFile) plan {
+func (s *source) planResumed(f *groupFile, resp wire.AttachResponse) plan {
 	switch {
 	case f.Complete && f.Compare == "" || s.unfinished != nil:
 		return plan{why: "everything unacknowledged is sent again"}
 	case s.empty:
 		return plan{what: "first sync", why: "the block copy goes on"}
+	case f.Delta:
+		p := s.planDelta(f, resp)
+		p.begin, p.raise = false, false
+		return p
 	}
-	return plan{what: "first sync", hashes: true, why: "the first sync goes on"}
+	return plan{what: "first sync", hashes: true, scan: s.eng.WholeRanges(), why: "the first sync goes on"}
+}
+
+// planDelta brings a returned replica up to date: as a first sync does, beside the
+// clients, but only where the two sites may differ.
+func (s *source) planDelta(f *groupFile, resp wire.AttachResponse) plan {
+	p := plan{begin: true, raise: s.begun, what: "first sync", hashes: true, active: true}
+	scan, whole := s.deltaRanges(f, resp)
+	if whole != "" {
+		p.scan, p.why = s.eng.WholeRanges(), "the returned site is compared as a whole: "+whole
+		return p
+	}
+	p.scan, p.why = scan, fmt.Sprintf("the returned site is compared where it may differ: %d MiB", len(scan)*regionBytes>>20)
+	return p
 }
 
 // planRebuild repairs a replica that has no point to keep: as a first sync
 // does, beside the clients, in as many epochs as it takes.
 func (s *source) planRebuild(why string) plan {
-	return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: true, why: why}
+	return plan{begin: true, raise: s.begun, what: "first sync", hashes: true, whole: true, scan: s.eng.WholeRanges(), why: why}
 }
 
 func (s *source) planCompare(why string) plan {
@@ -379,7 +398,7 @@ func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan, resp w
 // firstSync copies what a declared image holds while its clients write on.
 func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) error {
 	s.markSynced()
-	ranges := s.eng.WholeRanges()
+	ranges := p.scan
 	var hasher ext4j.Hasher
 	if p.hashes {
 		hasher = s.hasher(sess)
@@ -468,11 +487,14 @@ func (s *source) endResumed(ctx context.Context) error {
 func (s *source) equal() error {
 	if f := s.g.snapshot(); f.Compare != "" || !f.Complete {
 		err := s.g.update(func(f *groupFile) {
-			f.Complete, f.Compare = true, ""
+			f.Complete, f.Compare, f.Delta, f.Changes, f.ChangesLost = true, "", false, false, ""
 			if f.Phase == Protecting {
 				f.Phase = ""
 			}
 		})
+		if err == nil && f.Delta {
+			err = s.g.dropChanges(f)
+		}
 		if err != nil {
 			s.eng.Fail(err)
 			return err

@@ -145,7 +145,9 @@ func imageTrouble(err error) error {
 // replica and a promoted group go on: the section is wrong, not they.
 func (g *group) checkDeclared(c *config.Group) {
 	f := g.file
-	if f.Role == RoleReplica || f.Role == RolePromoted {
+	if moved := f.Role == RoleReplica || f.Role == RolePromoted; moved && f.Disks[0].Declared {
+		return // it was failed over, or comes back: the section counts again when this is the source
+	} else if moved {
 		g.alarm(undeclaredAlarm, fmt.Sprintf("%s is a %s at this site, but the config file declares disks for it, which count for nothing: take them out of groups there", g.name, f.Role))
 		return
 	}

@@ -32,7 +32,7 @@ const reshipPause = time.Second
 func (g *group) reshipDomain() {
 	g.mu.Lock()
 	f := g.file
-	mine := f.VM != "" && f.Role == RoleSource && f.Phase == "" && f.Complete && f.Fenced == "" && g.d.dial != nil
+	mine := f.defines() && f.Complete && f.Fenced == "" && g.d.dial != nil
 	begin := mine && !g.shipping
 	g.shipping = g.shipping || mine
 	g.reship = mine
@@ -47,7 +47,7 @@ func (g *group) reshipDomain() {
 func (d *Daemon) reshipChanged(ctx context.Context, hv Hypervisor, g *group) {
 	g.mu.Lock()
 	f, refused := g.file, g.alarms[definitionAlarm] != ""
-	mine := g.state == Streaming && f.VM != "" && f.Role == RoleSource && f.Phase == ""
+	mine := g.state == Streaming && f.defines()
 	g.mu.Unlock()
 	if !mine {
 		return
@@ -64,6 +64,12 @@ func (d *Daemon) reshipChanged(ctx context.Context, hv Hypervisor, g *group) {
 		}
 	}
 	g.reshipDomain()
+}
+
+// defines tells whether the VM's definition is this site's: after a failover it is
+// what the other site had, mapped, and stays as it is there.
+func (f *groupFile) defines() bool {
+	return f.VM != "" && f.Role == RoleSource && f.Phase == "" && !f.Foreign
 }
 
 func (g *group) shipRounds(ctx context.Context) {

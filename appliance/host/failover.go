@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"kagami/appliance/control"
@@ -46,7 +47,7 @@ func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit
 		return g.failoverPreview(), nil
 	}
 	if g.snapshot().Role == RoleReplica {
-		if err := d.promote(g, began, emit); err != nil {
+		if err := d.promote(g, began, nil, emit); err != nil {
 			return control.FailoverReport{}, explained(err, "nothing was promoted; put that right, then run kagami failover "+g.name+" again")
 		}
 	}
@@ -167,8 +168,9 @@ func (g *group) failoverPreview() control.FailoverReport {
 	return r
 }
 
-// promote is steps 2 and 3.
-func (d *Daemon) promote(g *group, began time.Time, emit func(control.Event)) error {
+// promote is steps 2 and 3. at is where the source says that it has stopped, in a
+// switchover: a replica that stands elsewhere is not promoted.
+func (d *Daemon) promote(g *group, began time.Time, at *epoch.Pos, emit func(control.Event)) error {
 	g.input(PromoteBegun, "failover")
 	g.mu.Lock()
 	rep := g.rep
@@ -178,6 +180,10 @@ func (d *Daemon) promote(g *group, began time.Time, emit func(control.Event)) er
 	sealed, err := rep.Seal()
 	if err == nil && !sealed.Complete {
 		err = refused("the first sync never ended: there is no complete copy to boot", "bring the source back and let the first sync end")
+	}
+	if err == nil && at != nil {
+		err = standsAt(sealed, *at)
+		complete = true
 	}
 	if err != nil {
 		rep.Unseal()
@@ -196,15 +202,34 @@ func (d *Daemon) promote(g *group, began time.Time, emit func(control.Event)) er
 	}
 	// The promotion. Once this returns, the old source is fenced for good.
 	err = g.update(func(f *groupFile) {
-		f.Past = append(append([]epoch.Pos(nil), f.Past...), sealed.Pos)
+		f.Past = append(slices.Clone(f.Past[max(0, len(f.Past)-maxPast+1):]), sealed.Pos)
 		f.Role, f.Lineage, f.Session, f.Phase, f.Failover = RolePromoted, epoch.NewUUID(), 0, Recovering, rec
 		f.Replica, f.Changes, f.ChangesLost = epoch.UUID{}, false, "" // it has none now, and has changed nothing yet
+		f.Returned, f.TakeBack = nil, at != nil
 	})
 	if err != nil {
 		return errors.Join(err, g.notPromoted(err))
 	}
 	say(emit, "promote", "promoted at record %d; the old source is fenced", sealed.Pos.LSN)
 	return nil
+}
+
+// maxPast is how many earlier lineages are remembered: as many promotions.
+const maxPast = 900
+
+// standsAt refuses a replica that is not exactly where its source has stopped.
+func standsAt(s replica.Sealed, at epoch.Pos) error {
+	if s.Lost != "" || s.Torn || s.Pos.LSN != at.LSN || s.Pos.LSN > 0 && s.Pos.Lineage != at.Lineage {
+		return refused(fmt.Sprintf("the replica stands at record %d, its source stopped at record %d%s", s.Pos.LSN, at.LSN, orLost(s.Lost)), "let the source go on, and try again when it is streaming")
+	}
+	return nil
+}
+
+func orLost(lost string) string {
+	if lost == "" {
+		return ""
+	}
+	return "; " + lost
 }
 
 // notPromoted goes on as a replica after a promotion that could not be made
@@ -354,11 +379,7 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 		}
 	}
 	say(emit, "start", "starting VM %s", name)
-	var exports []qmp.Served
-	for _, df := range g.snapshot().Disks {
-		exports = append(exports, d.served(g.name, df))
-	}
-	return fromHypervisor(hv.Start(ctx, name, exports...))
+	return fromHypervisor(hv.Start(ctx, name, g.exportsOf()...))
 }
 
 // replicaName is what the VM is called at this site.

@@ -350,6 +350,19 @@ func (c *conn) Start(ctx context.Context, name string, disks ...qmp.Served) erro
 	return c.at(context.WithoutCancel(ctx), "started %s", name)
 }
 
+// Shutdown waits for as long as the guest does not hear.
+func (c *conn) Shutdown(ctx context.Context, name string) error {
+	vm, err := c.find(name)
+	if err != nil {
+		return err
+	}
+	if err := c.at(ctx, "shutdown %s", name); err != nil {
+		return err
+	}
+	vm.destroy() // a fake guest has written everything back
+	return nil
+}
+
 func (c *conn) Resume(context.Context, string) error    { return nil }
 func (c *conn) Autostart(context.Context, string) error { return nil }
 

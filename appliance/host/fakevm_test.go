@@ -236,7 +236,17 @@ func (d *fakeDisk) read(off, n int64) ([]byte, error) {
 }
 
 // content is all that the guest would read.
-func (d *fakeDisk) content() ([]byte, error) { return d.read(0, d.definition().Size) }
+func (d *fakeDisk) content() (all []byte, err error) {
+	const piece = 4 << 20
+	for size := d.definition().Size; int64(len(all)) < size; {
+		p, err := d.read(int64(len(all)), min(piece, size-int64(len(all))))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p...)
+	}
+	return all, nil
+}
 
 func (vm *fakeVM) disk(target string) *fakeDisk {
 	for _, d := range vm.disks {

@@ -85,6 +85,18 @@ type groupFile struct {
 	// Fenced says why this source must not serve any more.
 	Fenced   string          `json:"fenced,omitempty"`
 	Failover *failoverRecord `json:"failover,omitempty"`
+	// Foreign: the VM's definition is the other site's, mapped to this one.
+	Foreign bool `json:"foreign,omitempty"`
+	// Returned: a replica whose images were a source's; what they may hold that
+	// the lineage it follows now does not.
+	Returned *wire.Returned `json:"returned,omitempty"`
+	// Delta: a source whose first sync has to cover the records of changes, and
+	// what a returned replica names, and no more.
+	Delta bool `json:"delta,omitempty"`
+	// TakeBack: promoted; the other site becomes the replica as soon as it can.
+	TakeBack bool `json:"take_back,omitempty"`
+	// Discards are lineages that an operator decided against.
+	Discards []epoch.UUID `json:"discards,omitempty"`
 	// Policy is what kagami set has set; nil: the config file's counts.
 	Policy *policyFile `json:"policy,omitempty"`
 	// Sum is the sumOf the file: a role or a position that rotted is not acted on.
@@ -230,7 +242,7 @@ func decodeGroupFile(b []byte) (*groupFile, error) {
 }
 
 func (f *groupFile) manifest(window int64) wire.Manifest {
-	m := wire.Manifest{Name: f.Name, ID: f.ID, Lineage: f.Lineage, Past: f.Past, Session: f.Session, VM: f.VM, Window: window}
+	m := wire.Manifest{Name: f.Name, ID: f.ID, Lineage: f.Lineage, Past: f.Past, Session: f.Session, VM: f.VM, Window: window, Discards: f.Discards}
 	for _, d := range f.Disks {
 		m.Disks = append(m.Disks, wire.Disk{Slot: d.Slot, ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize})
 	}

@@ -26,6 +26,7 @@ type Hypervisor interface {
 	Define(ctx context.Context, xml string) error
 	Start(ctx context.Context, vm string, disks ...qmp.Served) error
 	Resume(ctx context.Context, vm string) error
+	Shutdown(ctx context.Context, vm string) error
 	Autostart(ctx context.Context, vm string) error
 	QEMUUser(ctx context.Context) (uid, gid int, err error)
 	Networks(ctx context.Context) (func(name string) qmp.NetworkState, error)
@@ -207,7 +208,7 @@ func (d *Daemon) settle(g *group) {
 // domainName is the VM's name at this site.
 func (g *group) domainName() string {
 	f := g.snapshot()
-	if f.Role == RolePromoted && f.Failover != nil && f.Failover.Domain != "" {
+	if f.Role != RoleReplica && f.Failover != nil && f.Failover.Domain != "" {
 		return f.Failover.Domain
 	}
 	return f.VM

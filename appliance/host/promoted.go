@@ -51,7 +51,12 @@ func (g *group) startPromoted() error {
 	if err != nil {
 		return errors.Join(err, maps.close(), g.closeImages())
 	}
-	return s.serveDetached(maps, maps.close)
+	s.changes = maps
+	if err := s.serveDetached(maps, maps.close); err != nil {
+		return err
+	}
+	g.d.wg.Go(func() { g.beside(g.d.ctx, s) }) // not the source's: it may end it
+	return nil
 }
 
 // startAlone serves a source that is about to end, without a replica and
@@ -105,7 +110,7 @@ func (f *groupFile) origin(d *diskFile) changemap.Origin {
 }
 
 func (g *group) openMap(f *groupFile, d *diskFile) (*changemap.Map, error) {
-	path, o := fmt.Sprintf("%s/changes-%d.map", g.dir, d.Slot), f.origin(d)
+	path, o := g.mapPath(d), f.origin(d)
 	if !f.Changes {
 		return changemap.Create(g.d.fs, path, o, false)
 	}

@@ -29,6 +29,7 @@ type source struct {
 	link    *ship.Link // nil: promoted, no replica
 	log     *activelog.Log
 	close   func() error // closes the record of changes
+	changes changes      // promoted: the record of changes
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 

@@ -43,6 +43,9 @@ const (
 	PromoteUndo  Input = "promotion given up"
 	Promoted     Input = "promoted"
 	Released     Input = "replica given up" // an operator ends the group while its replica is not there
+	Returned     Input = "returned"         // what was a source becomes the replica of the other site
+	Mirrored     Input = "mirrored"         // a promoted group takes the other site as its replica
+	Chosen       Input = "chosen"           // an operator lets this site's data survive, not the other's
 	Ended        Input = "ended"            // no VM uses the group any more
 	Broken       Input = "failed"
 )
@@ -55,8 +58,8 @@ var transitions = map[State]map[Input]State{
 	Streaming: {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
 	Stalled:   {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
 	Resyncing: {LinkLost: Stalled, ResyncBegun: Resyncing, ResyncEnded: Streaming, Superseded: Fenced, Released: Detached},
-	Detached:  {Released: Detached},
-	Fenced:    {LinkLost: Fenced, Superseded: Fenced},
+	Detached:  {Released: Detached, Mirrored: Stalled, Returned: Waiting},
+	Fenced:    {LinkLost: Fenced, Superseded: Fenced, Returned: Waiting, Chosen: Detached},
 	Leaving:   {LinkLost: Leaving},
 	// Undeclared takes nothing.
 	Waiting:   {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
@@ -82,7 +85,7 @@ func Next(from State, in Input, may Authority) (State, error) {
 	if !ok {
 		return from, fmt.Errorf("a group that is %s cannot take %q", from, in)
 	}
-	if (in == PromoteBegun || in == Promoted || in == Released) && !may {
+	if (in == PromoteBegun || in == Promoted || in == Released || in == Chosen) && !may {
 		return from, fmt.Errorf("this site has no authority to serve the group")
 	}
 	return to, nil

@@ -7,7 +7,7 @@ import (
 
 var (
 	allStates = []State{Syncing, Streaming, Stalled, Resyncing, Detached, Fenced, Waiting, Receiving, Promoting, Failed, Undeclared}
-	allInputs = []Input{LinkLost, Attached, SyncBegun, SyncEnded, ResyncBegun, ResyncEnded, Superseded, SourceCame, SourceLeft, PromoteBegun, PromoteUndo, Promoted, Broken}
+	allInputs = []Input{LinkLost, Attached, SyncBegun, SyncEnded, ResyncBegun, ResyncEnded, Superseded, SourceCame, SourceLeft, PromoteBegun, PromoteUndo, Promoted, Returned, Mirrored, Chosen, Broken}
 )
 
 // TestStateMachine looks at every state, input and authority.
@@ -26,6 +26,8 @@ func TestStateMachine(t *testing.T) {
 					t.Errorf("%s + %s: left the failed state", from, in)
 				case from == Undeclared && to != Undeclared && to != Failed && to != Leaving:
 					t.Errorf("%s + %s: a group that is not declared became %s", from, in, to)
+				case from == Fenced && to == Waiting && in == Returned: // it serves nothing
+				case from == Fenced && to == Detached && in == Chosen && bool(may): // an operator wants it
 				case from == Fenced && to != Fenced && to != Failed:
 					t.Errorf("%s + %s: a fenced source came back as %s", from, in, to)
 				case to == Detached && from != Detached && (in != Promoted || !bool(may)):

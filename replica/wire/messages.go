@@ -123,6 +123,13 @@ const (
 	MethodCheck  = "check"  // CheckRequest → CheckResponse
 	MethodDomain = "domain" // DomainRequest → nothing
 	MethodStop   = "stop"   // StopRequest → nothing
+	// MethodReturn asks the site that a group left to take it back as a replica:
+	// ReturnRequest → ReturnResponse.
+	MethodReturn = "return"
+	// MethodTakeover asks a replica's site to serve from now on: TakeoverRequest → TakeoverResponse.
+	MethodTakeover = "takeover"
+	// MethodLineage asks what the site has of a group: LineageRequest → LineageResponse.
+	MethodLineage = "lineage"
 )
 
 // MaxCalls is how many requests of one link run at a time. Who asks waits with
@@ -148,6 +155,8 @@ type Manifest struct {
 	Disks   []Disk      `json:"disks"`
 	VM      string      `json:"vm,omitempty"`
 	Window  int64       `json:"window"` // most bytes the source has unacknowledged
+	// Discards are lineages that an operator decided against in favour of this one.
+	Discards []epoch.UUID `json:"discards,omitempty"`
 }
 
 // AttachRequest ties a group's stream to this link; the records that follow
@@ -176,6 +185,96 @@ type AttachResponse struct {
 	Damaged string `json:"damaged,omitempty"`
 	// Torn: and its images are no epoch's, so that no point is lost by writing to them.
 	Torn bool `json:"torn,omitempty"`
+	// Returned: the images were a source's before, and the first sync has not ended.
+	Returned *Returned `json:"returned,omitempty"`
+}
+
+// Returned says what a site that was the source may hold beyond the record where the
+// lineage that it follows now was forked.
+type Returned struct {
+	Lineage epoch.UUID `json:"lineage"` // that it follows now
+	// Whole says why all of it may differ; "": only Runs do, and what was changed at the other site since the fork.
+	Whole       string `json:"whole,omitempty"`
+	RegionBytes int64  `json:"region_bytes"`
+	Runs        []Run  `json:"runs,omitempty"` // at most MaxRuns
+}
+
+// Run is a number of consecutive regions of a disk.
+type Run struct {
+	Disk  uint32 `json:"d"` // slot
+	First uint64 `json:"f"`
+	Count uint64 `json:"n"`
+}
+
+// MaxRuns bounds the runs of one message; more are joined, with what lies between them.
+const MaxRuns = 4096
+
+// Valid tells whether the runs are inside the disks that a manifest names.
+func (r *Returned) Valid(m Manifest) bool {
+	if len(r.Runs) > MaxRuns || r.RegionBytes <= 0 || r.RegionBytes > 1<<40 {
+		return false
+	}
+	regions := map[uint32]uint64{}
+	for _, d := range m.Disks {
+		regions[d.Slot] = uint64((d.Size-1)/r.RegionBytes + 1)
+	}
+	for _, run := range r.Runs {
+		if n := regions[run.Disk]; run.Count == 0 || run.First >= n || run.Count > n-run.First {
+			return false
+		}
+	}
+	return true
+}
+
+// ReturnRequest asks the site that was a group's source to become its replica:
+// what it has beyond the fork is kept there under a name first.
+type ReturnRequest struct {
+	Manifest Manifest `json:"manifest"`
+	DryRun   bool     `json:"dry_run,omitempty"`
+}
+
+// ReturnResponse says what that comes to.
+type ReturnResponse struct {
+	Branch  string `json:"branch,omitempty"` // the name under which is kept what may differ; "": nothing may
+	Bytes   int64  `json:"bytes"`            // that may differ there
+	Whole   string `json:"whole,omitempty"`  // why all of it may; "" otherwise
+	Already bool   `json:"already,omitempty"`
+}
+
+// TakeoverRequest asks a replica's site to promote it. The source has stopped at
+// Pos and serves nothing until it is answered or attached again.
+type TakeoverRequest struct {
+	Group   epoch.UUID `json:"group"`
+	Pos     epoch.Pos  `json:"pos"`
+	DryRun  bool       `json:"dry_run,omitempty"`
+	NoStart bool       `json:"no_start,omitempty"`
+}
+
+// TakeoverResponse says that the replica was promoted, in words what went wrong
+// after that, and how long it took.
+type TakeoverResponse struct {
+	Lineage  epoch.UUID `json:"lineage"`
+	Problem  string     `json:"problem,omitempty"`
+	Domain   string     `json:"domain,omitempty"`
+	RTOMs    int64      `json:"rto_ms"`
+	Notes    []string   `json:"notes,omitempty"`
+	Replayed int        `json:"replayed"`
+}
+
+// LineageRequest asks what the site has of a group.
+type LineageRequest struct {
+	Group epoch.UUID `json:"group"`
+}
+
+// LineageResponse says what the site has of a group.
+type LineageResponse struct {
+	Role    string      `json:"role"`
+	State   string      `json:"state"`
+	Lineage epoch.UUID  `json:"lineage"`
+	Past    []epoch.Pos `json:"past,omitempty"`
+	SinceNs int64       `json:"since_ns,omitempty"` // when it was promoted there; 0: it was not
+	Clients int         `json:"clients"`
+	Changed int64       `json:"changed"` // bytes in regions that were written to since
 }
 
 // HashRequest asks for SHA-256 of chunks of a disk, image and spool together.
