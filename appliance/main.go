@@ -109,7 +109,8 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.config, "config", "", "configuration file (default "+defaultConfig+", or $KAGAMI_CONFIG)")
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control socket (default: the configuration's, or $KAGAMI_CONTROL_SOCKET)")
 	root.AddCommand(
-		a.daemonCmd(), a.protectCmd(), a.unprotectCmd(), a.statusCmd(), a.failoverCmd(), a.forgetCmd(), a.setCmd(), a.verifyCmd(),
+		a.daemonCmd(), a.protectCmd(), a.unprotectCmd(), a.statusCmd(), a.failoverCmd(),
+		a.reprotectCmd(), a.failbackCmd(), a.switchoverCmd(), a.survivorCmd(), a.branchesCmd(), a.forgetCmd(), a.setCmd(), a.verifyCmd(),
 		a.ext4Cmd(), a.configCmd(), a.pkiCmd(), a.versionCmd(),
 		exitCodesTopic(), environmentTopic(),
 	)

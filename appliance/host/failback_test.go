@@ -250,7 +250,6 @@ func TestReturnRefused(t *testing.T) {
 	}
 	p.main.host.vm(testVM).setState(qmp.StateShutoff)
 	must(t, p.dr.reprotect(control.ReprotectRequest{Group: testVM}))
-	if err := p.dr.reprotect(control.ReprotectRequest{Group: testVM}); err == nil {
-		t.Error("reprotected twice")
-	}
+	must(t, p.dr.reprotect(control.ReprotectRequest{Group: testVM})) // it is already
+	refusedAs(t, p.main.reprotect(control.ReprotectRequest{Group: testVM}), control.ExitRefused, "was not failed over to site main")
 }

@@ -47,8 +47,9 @@ func (d *Daemon) Reprotect(ctx context.Context, req control.ReprotectRequest, em
 func (d *Daemon) reprotect(ctx context.Context, g *group, dry bool, emit func(control.Event)) error {
 	f := g.snapshot()
 	switch {
-	case f.Role == RoleSource && f.Delta && f.Fenced == "":
-		return nil // under way
+	case f.Role == RoleSource && f.Failover != nil && f.Fenced == "":
+		say(emit, "return", "site %s is the replica already", f.Peer)
+		return nil
 	case f.Role != RolePromoted:
 		return refused(fmt.Sprintf("%s was not failed over to site %s: it is a %s here", g.name, d.cfg.Site, f.Role), "see kagami status "+g.name)
 	case f.Phase != "":
@@ -105,6 +106,7 @@ func (g *group) mirror() error {
 		return err
 	}
 	g.alarm(takeBackAlarm, "")
+	g.alarm(splitAlarm, "")
 	g.input(Mirrored, fmt.Sprintf("site %s is the replica now", g.snapshot().Peer))
 	if err := g.startSource(); err != nil {
 		g.fail(err) // not as a promoted group: some of it may have been recorded in the active log alone

@@ -166,6 +166,8 @@ func (g *group) takeReturn(m wire.Manifest, dry bool) (wire.ReturnResponse, erro
 	}
 	g.alarm(fencedAlarm, "")
 	g.alarm("changes", "")
+	g.alarm(splitAlarm, "")
+	g.alarm(takeBackAlarm, "")
 	g.input(Returned, fmt.Sprintf("site %s is the source now, what differs here is overwritten", f.Peer))
 	if branch != "" {
 		g.note(fmt.Sprintf("what this site has beyond the failover is kept as %s (kagami branches %s)", branch, g.name))
