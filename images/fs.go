@@ -34,6 +34,10 @@ type File interface {
 	WriteAt(p []byte, off int64) (int, error)
 	// Datasync is fdatasync(2). An error is final for this file.
 	Datasync() error
+	// DropCache makes later reads see what the disk has: after a failed fdatasync, by
+	// this process or one before, the kernel takes pages for clean that never got there.
+	// Changes that are not durable yet may be lost by it: Datasync comes first.
+	DropCache() error
 	// Truncate sets the size.
 	Truncate(size int64) error
 	// Size is the file's length in bytes.

@@ -261,6 +261,16 @@ func (i *Image) Allocate(off, n int64) error {
 // final: the image must not be used again.
 func (i *Image) Datasync() error { return i.f.Datasync() }
 
+// Settle makes what the image holds durable and lets later reads see what the disk
+// really has. It is for an image whose last user did not end in good order: that may
+// have been because of a failed fdatasync, after which pages read well that never reached the disk.
+func (i *Image) Settle() error {
+	if err := i.f.Datasync(); err != nil {
+		return err
+	}
+	return i.f.DropCache()
+}
+
 // Close releases the image and its lock. It makes nothing durable.
 func (i *Image) Close() error { return i.f.Close() }
 

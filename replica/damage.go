@@ -53,6 +53,9 @@ func (g *Group) recallDamage(lost string) error {
 		return fmt.Errorf("read what is known to be damaged: %w", err)
 	}
 	reasons := []damage{{Why: g.o.Damaged, Torn: true}, {Why: lost}}
+	if err := g.settleImages(); err != nil {
+		return err
+	}
 	if to := g.redoing.Load().Pos.LSN; to > g.durable.LSN {
 		reasons = append(reasons, damage{Why: tornText(g.applied.LSN, to), Torn: true})
 	}
@@ -62,6 +65,21 @@ func (g *Group) recallDamage(lost string) error {
 		}
 		if err := g.storeDamage(d); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// settleImages is for images that a batch was being written to at the last end: it may
+// have come from a failed fdatasync, after which what the cache holds is not what the
+// disk does. A redo writes all of it again; without one, a compare has to see the disk.
+func (g *Group) settleImages() error {
+	if g.redoing.Load().Pos.LSN <= g.applied.LSN {
+		return nil
+	}
+	for slot, img := range g.o.Images {
+		if err := img.Settle(); err != nil {
+			return fmt.Errorf("settle image of disk %d: %w", slot, err)
 		}
 	}
 	return nil

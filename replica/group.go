@@ -22,6 +22,8 @@ type Image interface {
 	Trim(off, n int64) error
 	// Allocate reserves space for a range, its content unchanged.
 	Allocate(off, n int64) error
+	// Settle makes durable what there is, and lets reads see what the disk really has.
+	Settle() error
 	// NextData finds the next extent that may not read as zeros; io.EOF after the last.
 	NextData(off int64) (start, end int64, err error)
 	Datasync() error

@@ -273,7 +273,7 @@ func (g *group) clearRestMark(d *diskFile) error {
 	}
 	err = img.SetAttr(restMark, []byte("-"))
 	if err == nil {
-		err = img.Datasync()
+		err = img.Settle() // what is compared is what the disk has
 	}
 	return errors.Join(err, img.Close())
 }

@@ -133,12 +133,15 @@ func (s *source) openImage(d *diskFile) error {
 	if err := img.SetAttr(images.IdentityAttr, []byte(d.ID.String())); err != nil {
 		return err
 	}
-	return img.Datasync()
+	return img.Settle()
 }
 
 func (s *source) checkUnchanged(img *images.Image, d *diskFile) error {
 	if s.clean == nil {
-		return nil
+		if s.empty {
+			return nil
+		}
+		return img.Settle()
 	}
 	now, err := img.ModTime()
 	if err != nil {

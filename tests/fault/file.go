@@ -158,6 +158,17 @@ func (h *File) Datasync() error {
 	return pathError("datasync", h.name, v.err)
 }
 
+// DropCache makes reads see what is durable, whatever was pending.
+func (h *File) DropCache() error {
+	err := h.usable()
+	defer h.fs.d.mu.Unlock()
+	if err == nil {
+		h.ino.lose(h.fs.d.rng)
+		h.ino.cur = h.ino.durable.clone()
+	}
+	return pathError("fadvise", h.name, err)
+}
+
 // Truncate sets the size.
 func (h *File) Truncate(size int64) error {
 	return h.change(OpTruncate, size, 0, func() error {

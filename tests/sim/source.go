@@ -152,7 +152,7 @@ func (s *source) openAll() error {
 
 func (s *source) checkUnchanged(slot uint32, img *images.Image) error {
 	if s.clean == nil {
-		return nil
+		return img.Settle()
 	}
 	now, err := img.ModTime()
 	if err != nil {
