@@ -337,6 +337,9 @@ func (a *acceptor) storeDomain(g *group, p replica.Peer, xml string) error {
 	if g.gone || g.file.Role != RoleReplica {
 		return a.unknown(p)
 	}
+	if g.file.home() {
+		return wire.Errorf(wire.CodeConflict, "VM %s is of site %s: no other site defines it", g.file.VM, a.d.cfg.Site)
+	}
 	return g.storeDomain(xml)
 }
 

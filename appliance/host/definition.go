@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -69,7 +70,13 @@ func (d *Daemon) reshipChanged(ctx context.Context, hv Hypervisor, g *group) {
 // defines tells whether the VM's definition is this site's: after a failover it is
 // what the other site had, mapped, and stays as it is there.
 func (f *groupFile) defines() bool {
-	return f.VM != "" && f.Role == RoleSource && f.Phase == "" && !f.Foreign
+	return f.VM != "" && f.Role == RoleSource && f.Phase == "" && f.home()
+}
+
+// home tells whether the VM was protected at this site: it is defined in libvirt here,
+// and what is kept beside the group is that definition, not one that came from a peer.
+func (f *groupFile) home() bool {
+	return f.VM != "" && slices.ContainsFunc(f.Disks, func(d diskFile) bool { return d.Pivoted })
 }
 
 func (g *group) shipRounds(ctx context.Context) {

@@ -366,9 +366,8 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 		say(emit, "start", "VM %s runs already", name)
 		return g.nameDomain(name)
 	}
-	say(emit, "define", "defining VM %s", name)
-	if err := hv.Define(ctx, xml); err != nil {
-		return fromHypervisor(err)
+	if err := d.defineHere(ctx, g, hv, name, xml, emit); err != nil {
+		return err
 	}
 	if err := g.nameDomain(name); err != nil {
 		return err
@@ -382,8 +381,23 @@ func (d *Daemon) bootReplica(ctx context.Context, g *group, emit func(control.Ev
 	return fromHypervisor(hv.Start(ctx, name, g.exportsOf()...))
 }
 
+// defineHere defines the VM. One that is of this site, and whose definition has the
+// group's disks, is left as it is: it may have been changed since.
+func (d *Daemon) defineHere(ctx context.Context, g *group, hv Hypervisor, name, xml string, emit func(control.Event)) error {
+	if f := g.snapshot(); f.home() {
+		if ours, err := runsFrom(ctx, hv, name, f.Disks); err == nil && ours {
+			return nil
+		}
+	}
+	say(emit, "define", "defining VM %s", name)
+	return fromHypervisor(hv.Define(ctx, xml))
+}
+
 // replicaName is what the VM is called at this site.
 func (d *Daemon) replicaName(g *group) string {
+	if g.snapshot().home() {
+		return g.snapshot().VM
+	}
 	if c := d.groupConfig(g.name); c != nil && c.Domain != nil && c.Domain.Name != "" {
 		return c.Domain.Name
 	}
@@ -485,6 +499,9 @@ func (d *Daemon) mapDomain(ctx context.Context, g *group) (xml string, err error
 	}
 	if err != nil {
 		return "", fmt.Errorf("read definition of VM: %w", err)
+	}
+	if g.snapshot().home() {
+		return string(b), nil // it is this site's own
 	}
 	m, err := d.mapping(ctx, g.name, g.snapshot().Disks)
 	if err != nil {

@@ -85,8 +85,6 @@ type groupFile struct {
 	// Fenced says why this source must not serve any more.
 	Fenced   string          `json:"fenced,omitempty"`
 	Failover *failoverRecord `json:"failover,omitempty"`
-	// Foreign: the VM's definition is the other site's, mapped to this one.
-	Foreign bool `json:"foreign,omitempty"`
 	// Returned: a replica whose images were a source's; what they may hold that
 	// the lineage it follows now does not.
 	Returned *wire.Returned `json:"returned,omitempty"`

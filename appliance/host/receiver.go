@@ -135,7 +135,7 @@ func (g *group) claimImages(f *groupFile) error {
 // images that are empty now. With an error comes what has been made.
 func (d *Daemon) makeReplica(m wire.Manifest, site string) (*group, error) {
 	f := &groupFile{Version: groupFileVersion, Name: m.Name, ID: m.ID, Role: RoleReplica, Peer: site, VM: m.VM,
-		Lineage: m.Lineage, Replica: epoch.NewUUID(), Past: m.Past, Session: m.Session, Foreign: m.VM != ""}
+		Lineage: m.Lineage, Replica: epoch.NewUUID(), Past: m.Past, Session: m.Session}
 	g := newGroup(d, f)
 	if err := removeTree(d.fs, g.dir); err != nil { // durable with the group file
 		return g, fmt.Errorf("remove what is left of an earlier group %s: %w", m.Name, err)

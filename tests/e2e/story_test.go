@@ -27,7 +27,7 @@ func playStory(t *testing.T, fromDisk bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
-	sum, err := stage.Story(ctx, stage.StoryOptions{Kagami: binary(t), Out: storyWriter{t}, FromDisk: fromDisk, Load: 5 * time.Second})
+	sum, err := stage.Story(ctx, stage.StoryOptions{Kagami: binary(t), Out: storyWriter{t}, FromDisk: fromDisk, Home: !fromDisk, Load: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

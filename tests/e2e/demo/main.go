@@ -38,7 +38,7 @@ func run(kagami string, keep, disk bool, limit time.Duration) error {
 	defer stop()
 	ctx, cancel := context.WithTimeout(signals, limit)
 	defer cancel()
-	sum, err := stage.Story(ctx, stage.StoryOptions{Kagami: path, Out: os.Stdout, FromDisk: disk, Keep: keep})
+	sum, err := stage.Story(ctx, stage.StoryOptions{Kagami: path, Out: os.Stdout, FromDisk: disk, Home: true, Keep: keep})
 	if sum.Checked {
 		fmt.Printf("\n%s", sum.Table())
 	}

@@ -29,6 +29,7 @@ type StoryOptions struct {
 	// FromDisk: the VM boots from the protected disk itself (GPT, ext4 root,
 	// its own kernel); otherwise it has a kernel of the host and a data disk vdb.
 	FromDisk bool
+	Home     bool          // the lost site comes back, and the VM goes home
 	Keep     bool          // leave everything running; Summary.Stage is then the caller's to close
 	Load     time.Duration // how long the writer runs under protection; 8 s when 0
 }
@@ -79,10 +80,24 @@ func Story(ctx context.Context, o StoryOptions) (Summary, error) {
 }
 
 func (t *story) play() error {
-	for _, step := range []struct {
-		name string
-		do   func() error
-	}{
+	for _, step := range t.steps() {
+		t.say("── %s", step.name)
+		began := time.Now()
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+		t.sum.Steps = append(t.sum.Steps, Step{step.name, time.Since(began)})
+	}
+	return nil
+}
+
+type step struct {
+	name string
+	do   func() error
+}
+
+func (t *story) steps() []step {
+	steps := []step{
 		{"set up two sites and the line between them", t.setUp},
 		{"boot the VM", t.bootGuest},
 		{"start the writer in the guest", t.startWriter},
@@ -95,16 +110,14 @@ func (t *story) play() error {
 		{"check the file system as the failover left it", t.fsck},
 		{"look at the replica VM", t.identity},
 		{"look for every acknowledged record in the replica VM", t.check},
-		{"stop the replica VM and check the file system again", t.stop},
-	} {
-		t.say("── %s", step.name)
-		began := time.Now()
-		if err := step.do(); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
-		}
-		t.sum.Steps = append(t.sum.Steps, Step{step.name, time.Since(began)})
 	}
-	return nil
+	if t.o.Home {
+		steps = append(steps,
+			step{"the lost site comes back, and becomes the replica while the VM writes", t.comeBack},
+			step{"the VM goes home", t.goHome},
+			step{"look for every acknowledged record at home", t.checkHome})
+	}
+	return append(steps, step{"stop the VM and check the file system again", t.stop})
 }
 
 func (t *story) say(format string, a ...any) { fmt.Fprintf(t.o.Out, format+"\n", a...) }
@@ -548,12 +561,46 @@ func lost(acked, found uint64) uint64 {
 	return acked - found
 }
 
-// stop stops the replica VM cleanly and looks at what it left.
-func (t *story) stop() error {
-	if t.o.Keep {
-		t.say("   left out: the VM is kept running")
-		return nil
+// comeBack starts the lost site's daemon on what the disaster has left there.
+func (t *story) comeBack() error {
+	t.s.Link.Restore()
+	if err := t.s.Main.Start(t.ctx); err != nil {
+		return err
 	}
+	ctx, cancel := context.WithTimeout(t.ctx, time.Minute)
+	defer cancel()
+	if _, err := t.s.Main.AwaitGroup(ctx, vmName, "the old source to be fenced", func(g control.Group) bool { return g.State == "fenced" }); err != nil {
+		return err
+	}
+	err := t.atConsole(t.drDir, func(c *guest.Console) error {
+		if err := t.mount(c); err != nil {
+			return err
+		}
+		_, err := c.Run(t.ctx, "writer start %s every=2 slots=256", t.dataDir())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"reprotect", vmName, "--dry-run"}, {"reprotect", vmName}, {"status"}} {
+		if err := t.show(t.s.DR, args...); err != nil {
+			return err
+		}
+	}
+	g, err := t.s.DR.AwaitGroup(ctx, vmName, "protection by the old site", func(g control.Group) bool { return g.Protected && g.State == "streaming" })
+	if err != nil {
+		return err
+	}
+	t.sum.ReturnBytes, t.sum.DiskBytes = g.Resynced, uint64(g.Disks[0].Size)
+	if t.sum.ReturnBytes == 0 || !t.o.FromDisk && t.sum.ReturnBytes > ballastBytes/2 {
+		return fmt.Errorf("%d bytes were shipped for the return: that is no delta", t.sum.ReturnBytes)
+	}
+	return t.show(t.s.Main, "branches", vmName)
+}
+
+// goHome lets the guest write under protection, shuts it down, and moves it.
+func (t *story) goHome() error {
+	time.Sleep(t.o.Load / 2)
 	_ = t.atConsole(t.drDir, func(c *guest.Console) error {
 		_, err := c.Run(t.ctx, "stop")
 		return err // the connection may end before the answer comes
@@ -563,5 +610,62 @@ func (t *story) stop() error {
 	if _, err := t.s.DR.AwaitGroup(ctx, vmName, "the VM to stop", func(g control.Group) bool { return g.Disks[0].Clients == 0 }); err != nil {
 		return err
 	}
-	return t.e2fsck(t.replicaImage())
+	acks, err := workload.ReadAcksFile(filepath.Join(t.drDir, guest.AckFile))
+	if err != nil {
+		return err
+	}
+	if len(acks.Errors) > 0 || acks.Append <= t.sum.Found.Append.Highest {
+		return fmt.Errorf("the guest wrote nothing at the other site, or saw errors: %+v", acks)
+	}
+	t.sum.AckedThere = acks
+	if err := t.show(t.s.DR, "failback", vmName); err != nil {
+		return err
+	}
+	return t.show(t.s.Main, "status")
+}
+
+func (t *story) checkHome() error {
+	ctx, cancel := context.WithTimeout(t.ctx, time.Minute)
+	defer cancel()
+	if _, err := t.s.Main.AwaitGroup(ctx, vmName, "protection at home", func(g control.Group) bool { return g.Protected && g.State == "streaming" }); err != nil {
+		return err
+	}
+	return t.atConsole(t.mainDir, func(c *guest.Console) error {
+		if err := t.mount(c); err != nil {
+			return err
+		}
+		found, err := c.Check(t.ctx, t.dataDir())
+		if err != nil {
+			return err
+		}
+		t.say("   found intact: %d appends, %d overwrites; acknowledged at the other site: up to %d and %d", found.Append.Highest, found.Blocks.Highest, t.sum.AckedThere.Append, t.sum.AckedThere.Blocks)
+		n := lost(t.sum.AckedThere.Append, found.Append.Highest) + lost(t.sum.AckedThere.Blocks, found.Blocks.Highest)
+		if t.sum.Lost += n; n > 0 || !found.OK() {
+			return fmt.Errorf("%d acknowledged records are lost at home: %s", n, found)
+		}
+		return nil
+	})
+}
+
+// stop stops the VM cleanly where it runs, and looks at what it left.
+func (t *story) stop() error {
+	if t.o.Keep {
+		t.say("   left out: the VM is kept running")
+		return nil
+	}
+	site, dir := t.s.DR, t.drDir
+	if t.o.Home {
+		site, dir = t.s.Main, t.mainDir
+	}
+	_ = t.atConsole(dir, func(c *guest.Console) error {
+		_, err := c.Run(t.ctx, "stop")
+		return err // the connection may end before the answer comes
+	})
+	ctx, cancel := context.WithTimeout(t.ctx, bootPatience)
+	defer cancel()
+	g, err := site.AwaitGroup(ctx, vmName, "the VM to stop", func(g control.Group) bool { return g.Disks[0].Clients == 0 })
+	if err != nil {
+		return err
+	}
+	return t.e2fsck(g.Disks[0].Image)
 }

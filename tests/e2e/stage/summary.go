@@ -28,7 +28,10 @@ type Summary struct {
 	// what came after the last count is missing.
 	GuestBytes     uint64 // written by the guest and the block copy
 	ShippedBytes   uint64 // on the data connections
-	FSClean        bool   // e2fsck found nothing in the image as the failover left it, before a guest mounted it
+	ReturnBytes    uint64 // shipped until the lost site was the replica; 0: it did not come back
+	DiskBytes      uint64
+	AckedThere     workload.Acks // at the other site, after the failover
+	FSClean        bool          // e2fsck found nothing in the image as the failover left it, before a guest mounted it
 	Steps          []Step
 	Took           time.Duration
 	SourceRestarts int
@@ -47,6 +50,10 @@ func (s Summary) Table() string {
 	row("journal transactions replayed", "%d", s.Report.Replayed)
 	row("bytes written, first copy included", "%d", s.GuestBytes)
 	row("bytes shipped", "%d", s.ShippedBytes)
+	if s.ReturnBytes > 0 {
+		row("bytes shipped to make the lost site the replica", "%d, of a disk of %d", s.ReturnBytes, s.DiskBytes)
+		row("records acknowledged up to the way home", "%d + %d", s.AckedThere.Append, s.AckedThere.Blocks)
+	}
 	if s.FSClean {
 		row("e2fsck of the replayed image", "clean")
 	}
