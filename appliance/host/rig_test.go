@@ -98,11 +98,30 @@ func newPair(t *testing.T, mayTouch ...string) *pair {
 	return p
 }
 
+// usedPorts are those that sites of this process have, listened on or not.
+var usedPorts sync.Map
+
+// freeAddress picks a port for a site that is up and down in turn: below those that
+// the kernel gives to outgoing connections, and no other site's.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for range 1000 {
+		port := 10000 + rand.IntN(22000)
+		if _, used := usedPorts.LoadOrStore(port, true); used {
+			continue
+		}
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		if l, err := net.Listen("tcp", address); err == nil {
+			must(t, l.Close())
+			return address
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
 func newSite(t *testing.T, dir, name string) *site {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	s := &site{t: t, name: name, dir: filepath.Join(dir, name), address: l.Addr().String(), host: newFakeHost(), log: &logBuffer{}, dialled: make(chan struct{}, 16)}
+	s := &site{t: t, name: name, dir: filepath.Join(dir, name), address: freeAddress(t), host: newFakeHost(), log: &logBuffer{}, dialled: make(chan struct{}, 16)}
 	s.setRunDir("run")
 	must(t, os.MkdirAll(s.path("disks"), 0o755))
 	return s
