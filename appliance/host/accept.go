@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"kagami/appliance/control"
 	"kagami/appliance/pki"
 	"kagami/ext4j/epoch"
 	"kagami/images"
@@ -289,17 +290,26 @@ func (a *acceptor) remove(p replica.Peer, req wire.RemoveRequest) error {
 	if err := g.stop(); err != nil {
 		g.note(fmt.Sprintf("while removing: %v", err))
 	}
-	if req.Purge {
+	// Of a VM that was protected here nothing is deleted on another site's word.
+	if req.Purge && !g.snapshot().home() {
 		if err := g.removeImages(); err != nil {
 			return err
 		}
 	}
-	if err := g.removeFolder(); err != nil {
+	if err := a.d.removeState(g); err != nil {
 		return err
 	}
 	g.note("removed on request of site " + p.Site())
 	a.d.forget(g)
 	return nil
+}
+
+// removeState deletes what a group has in the state folder; what keeps branches is put aside.
+func (d *Daemon) removeState(g *group) error {
+	if bs, err := g.branches(); err == nil && len(bs) == 0 {
+		return g.removeFolder()
+	}
+	return d.moveState(g, func(ev control.Event) { g.note("the group ended, its branches are kept: " + ev.Message) })
 }
 
 // condemn marks a replica that is going to be removed. It reports false when

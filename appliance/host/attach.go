@@ -354,7 +354,7 @@ func (s *source) planDelta(f *groupFile, resp wire.AttachResponse) plan {
 		p.scan, p.why = s.eng.WholeRanges(), "the returned site is compared as a whole: "+whole
 		return p
 	}
-	p.scan, p.why = scan, fmt.Sprintf("the returned site is compared where it may differ: %d MiB", len(scan)*regionBytes>>20)
+	p.scan, p.why = scan, "the returned site is compared where it may differ"
 	return p
 }
 

@@ -204,7 +204,9 @@ func TestSwitchoverRefused(t *testing.T) {
 	_, err := p.dr.switchover(control.SwitchoverRequest{VM: testVM})
 	refusedAs(t, err, control.ExitRefused, "site dr holds the replica", "at site main: kagami switchover vm1")
 	_, err = p.main.failback(control.SwitchoverRequest{VM: testVM})
-	refusedAs(t, err, control.ExitRefused, "was not failed over to site main", "kagami switchover vm1")
+	refusedAs(t, err, control.ExitRefused, "it is at home", "kagami switchover vm1")
+	_, err = p.dr.failback(control.SwitchoverRequest{VM: testVM})
+	refusedAs(t, err, control.ExitRefused, "was not failed over to site dr")
 	p.main.host.setFault(func(ctx context.Context, step string) error {
 		if strings.HasPrefix(step, "shutdown") {
 			<-ctx.Done()
@@ -252,4 +254,24 @@ func TestReturnRefused(t *testing.T) {
 	must(t, p.dr.reprotect(control.ReprotectRequest{Group: testVM}))
 	must(t, p.dr.reprotect(control.ReprotectRequest{Group: testVM})) // it is already
 	refusedAs(t, p.main.reprotect(control.ReprotectRequest{Group: testVM}), control.ExitRefused, "was not failed over to site main")
+}
+
+// TestEndAfterReturn: a VM that is unprotected while its old site is the replica leaves
+// there what that site kept, and its images.
+func TestEndAfterReturn(t *testing.T) {
+	p, _ := disaster(t)
+	p.start(p.main, p.dr)
+	p.main.awaitState(testVM, "fenced")
+	must(t, p.dr.reprotect(control.ReprotectRequest{Group: testVM}))
+	bs := p.main.branches(testVM)
+	must(t, p.dr.unprotect(control.UnprotectRequest{VM: testVM, Files: map[string]string{"vda": p.dr.path("disks", "free.raw")}}))
+	await(t, "the group to be gone", func() bool { return p.main.group(testVM).Name == "" })
+	kept, err := filepath.Glob(p.main.path("state", "forgotten", "*", "branches", filepath.Base(bs[0].Disks[0].File)))
+	must(t, err)
+	if len(kept) != 1 || !bytes.HasPrefix(readFile(t, kept[0])[8<<20:], []byte("never left the site")) {
+		t.Errorf("the branch is gone: %q", kept)
+	}
+	if _, err := os.Stat(p.main.path("state", "images", testVM, "vda.raw")); err != nil {
+		t.Errorf("the image is gone: %v", err)
+	}
 }

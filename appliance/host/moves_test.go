@@ -118,7 +118,7 @@ func (m *mover) bounce(s *site) {
 func (m *mover) move() {
 	m.t.Helper()
 	move := m.here.switchover
-	if m.here.group(testVM).Failover != nil && m.rng.IntN(2) == 0 {
+	if m.here == m.p.dr && m.rng.IntN(2) == 0 {
 		move = m.here.failback
 	}
 	m.say("move from %s to %s", m.here.name, m.away.name)

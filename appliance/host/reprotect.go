@@ -168,17 +168,13 @@ func (s *source) deltaRanges(f *groupFile, resp wire.AttachResponse) (scan []ext
 		return nil, err.Error()
 	}
 	for _, run := range resp.Returned.Runs {
-		scan = append(scan, regionRanges(run)...)
+		scan = append(scan, runRange(run))
 	}
 	return union(scan, union(s.active, ranges(s.log.Regions()))), ""
 }
 
-func regionRanges(run wire.Run) []ext4j.Range {
-	out := make([]ext4j.Range, 0, run.Count)
-	for i := range run.Count {
-		out = append(out, ext4j.Range{Slot: run.Disk, Off: int64(run.First+i) * regionBytes, Len: regionBytes})
-	}
-	return out
+func runRange(run wire.Run) ext4j.Range {
+	return ext4j.Range{Slot: run.Disk, Off: int64(run.First) * regionBytes, Len: int64(run.Count) * regionBytes}
 }
 
 // changedRanges reads the records of changes, which nobody writes any more.
@@ -189,8 +185,8 @@ func (s *source) changedRanges(f *groupFile) ([]ext4j.Range, error) {
 		if err != nil {
 			return nil, fmt.Errorf("record of changes of disk %s: %w", d.Name, err)
 		}
-		for _, i := range m.Regions() {
-			out = append(out, regionRanges(wire.Run{Disk: d.Slot, First: i, Count: 1})...)
+		for _, run := range join(d.Slot, m.Regions(), 1) {
+			out = append(out, runRange(run))
 		}
 		if err := m.Close(); err != nil {
 			return nil, fmt.Errorf("record of changes of disk %s: %w", d.Name, err)
@@ -222,19 +218,26 @@ func (s *source) changedRegions() map[uint32][]uint64 {
 func (g *group) awaitProtected(ctx context.Context, emit func(control.Event)) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
+	peer, seen := g.snapshot().Peer, time.Now()
 	for {
+		if g.d.connected(peer) {
+			seen = time.Now()
+		}
 		g.mu.Lock()
 		state, p, reason := g.state, g.sync, g.reason
 		complete, src := g.file.Complete && g.file.Compare == "", g.src
 		g.mu.Unlock()
+		err := src.lastRefusal()
 		switch {
 		case state == Streaming && complete:
-			say(emit, "done", "%s is protected: site %s has all of it", g.name, g.snapshot().Peer)
+			say(emit, "done", "%s is protected: site %s has all of it", g.name, peer)
 			return nil
+		case time.Since(seen) > awayPatience:
+			return failure("unreachable", fmt.Sprintf("site %s has not been connected for %v: it does not have all of %s yet", peer, awayPatience, g.name), "what was begun goes on when it is back; see kagami status "+g.name)
 		case state == Failed || state == Fenced:
 			return failure("failed", fmt.Sprintf("%s is %s: %s", g.name, state, reason), "see kagami status "+g.name)
-		case src != nil && src.lastRefusal() != nil:
-			return fromPeer(g.snapshot().Peer, src.lastRefusal())
+		case err != nil:
+			return fromPeer(peer, err)
 		case p.What != "":
 			emit(progressEvent("sync", "", p.Done, p.Total, p.Since))
 		}
@@ -246,8 +249,14 @@ func (g *group) awaitProtected(ctx context.Context, emit func(control.Event)) er
 	}
 }
 
+// awayPatience is how long a command waits for a site that is not connected.
+const awayPatience = time.Minute
+
 // lastRefusal is a refusal by the replica's site since the source began.
 func (s *source) lastRefusal() error {
+	if s == nil {
+		return nil
+	}
 	select {
 	case err := <-s.refused:
 		return err

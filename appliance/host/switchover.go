@@ -56,6 +56,9 @@ func (d *Daemon) Failback(ctx context.Context, req control.SwitchoverRequest, em
 	defer g.op.Unlock()
 	again := "put that right, then run kagami failback " + g.name + " again: it goes on where it stopped"
 	f := g.snapshot()
+	if f.home() || f.Disks[0].Declared {
+		return none, refused(fmt.Sprintf("site %s is where %s was protected: it is at home", d.cfg.Site, g.name), "kagami switchover "+g.name+" moves it to its replica's site")
+	}
 	if f.Role == RoleReplica || f.Failover == nil {
 		return none, refused(fmt.Sprintf("%s was not failed over to site %s", g.name, d.cfg.Site), "run kagami failback at the site that it was failed over to, where it runs now; to move it for the first time: kagami switchover "+g.name)
 	}
@@ -312,6 +315,12 @@ func (a *acceptor) takeover(p replica.Peer, req wire.TakeoverRequest) (wire.Take
 func (d *Daemon) checkTakeover(g *group, req control.FailoverRequest) error {
 	if err := g.checkReplica(req); err != nil {
 		return err
+	}
+	g.mu.Lock()
+	rep := g.rep
+	g.mu.Unlock()
+	if why := rep.Status().Damaged; why != "" { // checkReplica lets it pass for a failover by force
+		return refused(fmt.Sprintf("the replica of %s is not what was acknowledged: %s", g.name, why), "wait until it is repaired")
 	}
 	if g.snapshot().VM == "" || req.NoStart {
 		return nil
