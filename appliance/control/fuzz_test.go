@@ -12,11 +12,13 @@ import (
 // FuzzRequest: whatever a client of the control socket sends is answered with JSON, and
 // reaches the backend only with names of a bounded length.
 func FuzzRequest(f *testing.F) {
-	for _, path := range []string{"protect", "unprotect", "failover", "forget", "set", "verify"} {
+	for _, path := range []string{"protect", "unprotect", "failover", "forget", "set", "verify", "reprotect", "switchover", "failback", "survivor", "branches"} {
 		f.Add(path, []byte(`{"vm":"web","group":"web","to":"dr"}`))
 	}
 	f.Add("set", []byte(`{"group":"web","mode":"async","async_seconds":1e308}`))
 	f.Add("protect", []byte(`{"vm":"web","to":"dr","disks":["vda"]}{}`))
+	f.Add("switchover", []byte(`{"vm":"web","shutdown_s":1e308}`))
+	f.Add("branches", []byte(`{"delete":"x"}`))
 	f.Add("status/../protect", []byte(`[]`))
 	f.Fuzz(func(t *testing.T, path string, body []byte) {
 		check := func(names ...string) {
@@ -41,6 +43,18 @@ func FuzzRequest(f *testing.F) {
 			verify: func(_ context.Context, r VerifyRequest, _ func(Event)) (VerifyReport, error) {
 				check(r.Group)
 				return VerifyReport{}, nil
+			},
+			reprotect: func(_ context.Context, r ReprotectRequest, _ func(Event)) error { check(r.Group); return nil },
+			move: func(_ context.Context, r SwitchoverRequest, _ func(Event)) (FailoverReport, error) {
+				check(r.VM)
+				return FailoverReport{}, nil
+			},
+			survivor: func(_ context.Context, r SurvivorRequest, _ func(Event)) error { check(r.Group); return nil },
+			branches: func(_ context.Context, r BranchesRequest) ([]Branch, error) {
+				if r != (BranchesRequest{}) {
+					check(r.Group)
+				}
+				return nil, nil
 			},
 			status: func(context.Context) (Status, error) { return Status{}, nil },
 		}

@@ -492,12 +492,12 @@ func (s *source) equal() error {
 				f.Phase = ""
 			}
 		})
-		if err == nil && f.Delta {
-			err = s.g.dropChanges(f)
-		}
 		if err != nil {
 			s.eng.Fail(err)
 			return err
+		}
+		if f.Delta {
+			s.g.dropChanges(f)
 		}
 	}
 	s.empty, s.clean, s.unfinished, s.replaced = false, nil, nil, false

@@ -384,6 +384,16 @@ func (d *Daemon) lookup(name string) (*group, error) {
 	return g, nil
 }
 
+// operate finds a group for an operator's command, and takes its op, which the caller
+// gives back.
+func (d *Daemon) operate(name string) (*group, error) {
+	g, err := d.lookup(name)
+	if err == nil && !g.op.TryLock() {
+		err = refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
+	}
+	return g, err
+}
+
 // unusable refuses a group that is broken.
 func (g *group) unusable() error {
 	var e *control.Error

@@ -7,13 +7,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"kagami/appliance/control"
+	"kagami/ext4j/epoch"
 	"kagami/images"
 	"kagami/qmp"
+	"kagami/replica/wire"
 )
 
 func (s *site) reprotect(req control.ReprotectRequest) error {
@@ -273,5 +276,58 @@ func TestEndAfterReturn(t *testing.T) {
 	}
 	if _, err := os.Stat(p.main.path("state", "images", testVM, "vda.raw")); err != nil {
 		t.Errorf("the image is gone: %v", err)
+	}
+}
+
+// TestReturnWithoutRoom: a site that cannot keep what it holds beyond the failover
+// is not overwritten, and says so.
+func TestReturnWithoutRoom(t *testing.T) {
+	p, there := disaster(t)
+	p.start(p.main, p.dr)
+	p.main.awaitState(testVM, "fenced")
+	p.main.fs.set(func() { p.main.fs.free[p.main.path("state")] = 64 << 10 })
+	refusedAs(t, p.dr.reprotect(control.ReprotectRequest{Group: testVM}), control.ExitFailed, "no space at site main to keep", "make room at site main")
+	if g := p.main.group(testVM); g.State != "fenced" || len(p.main.branches(testVM)) > 0 {
+		t.Errorf("%+v", g)
+	}
+	if left, err := os.ReadDir(p.main.path("state", "groups", testVM, "branches")); err != nil || len(left) > 0 {
+		t.Errorf("half a branch is left: %v, %v", left, err)
+	}
+	must(t, there.disk("vda").write(sector("runs on"), 0))
+	p.main.fs.set(func() { clear(p.main.fs.free) })
+	must(t, p.dr.reprotect(control.ReprotectRequest{Group: testVM}))
+}
+
+// TestRunsAreBounded: however scattered, what a returned site names fits a message and
+// the group's file, and leaves nothing out.
+func TestRunsAreBounded(t *testing.T) {
+	all := map[uint32][]uint64{}
+	for i := range uint64(20_000) {
+		all[uint32(i%3)] = append(all[uint32(i%3)], i*i%999_983)
+	}
+	runs := runsOf(all)
+	if len(runs) > wire.MaxRuns {
+		t.Fatalf("%d runs", len(runs))
+	}
+	for slot, regions := range all {
+		for _, i := range regions {
+			if !slices.ContainsFunc(runs, func(r wire.Run) bool { return r.Disk == slot && r.First <= i && i < r.First+r.Count }) {
+				t.Fatalf("region %d of disk %d is left out", i, slot)
+			}
+		}
+	}
+	f := &groupFile{Name: "g", Past: make([]epoch.Pos, 1000), Returned: &wire.Returned{Runs: runs}}
+	if b, err := f.encode(); err != nil || len(b) > groupFileMax {
+		t.Errorf("the group's file would have %d bytes (%v), at most %d are read", len(b), err, groupFileMax)
+	}
+	m := wire.Manifest{Disks: []wire.Disk{{Slot: 0, Size: 10 * regionBytes}}}
+	for _, bad := range []wire.Returned{
+		{RegionBytes: 0, Runs: []wire.Run{{Count: 1}}}, {RegionBytes: regionBytes, Runs: []wire.Run{{First: 10, Count: 1}}},
+		{RegionBytes: regionBytes, Runs: []wire.Run{{First: 9, Count: 1<<64 - 1}}}, {RegionBytes: regionBytes, Runs: []wire.Run{{Disk: 1, Count: 1}}},
+		{RegionBytes: regionBytes, Runs: []wire.Run{{Count: 0}}}, {RegionBytes: regionBytes, Runs: make([]wire.Run, wire.MaxRuns+1)},
+	} {
+		if bad.Valid(m) {
+			t.Errorf("%+v counts as valid", bad)
+		}
 	}
 }

@@ -32,12 +32,9 @@ import (
 // ends ctx.
 func (d *Daemon) Failover(ctx context.Context, req control.FailoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
 	began := time.Now()
-	g, err := d.lookup(req.VM)
+	g, err := d.operate(req.VM)
 	if err != nil {
 		return control.FailoverReport{}, err
-	}
-	if !g.op.TryLock() {
-		return control.FailoverReport{}, refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
 	}
 	defer g.op.Unlock()
 	if err := d.checkFailover(ctx, g, req); err != nil {

@@ -2,9 +2,7 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"kagami/appliance/control"
@@ -28,12 +26,9 @@ import (
 // Broken off after 1, it is taken up again by calling it again. The VM runs
 // meanwhile; what it writes counts as protected from the end of that sync on.
 func (d *Daemon) Reprotect(ctx context.Context, req control.ReprotectRequest, emit func(control.Event)) error {
-	g, err := d.lookup(req.Group)
+	g, err := d.operate(req.Group)
 	if err != nil {
 		return err
-	}
-	if !g.op.TryLock() {
-		return refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
 	}
 	defer g.op.Unlock()
 	again := "put that right, then run kagami reprotect " + g.name + " again"
@@ -195,14 +190,14 @@ func (s *source) changedRanges(f *groupFile) ([]ext4j.Range, error) {
 	return out, nil
 }
 
-// dropChanges removes the records of changes of a group whose replica has them.
-func (g *group) dropChanges(f *groupFile) error {
+// dropChanges removes the records of changes of a group whose replica has them. Ones
+// that stay are debris: the next promotion makes new ones in their place.
+func (g *group) dropChanges(f *groupFile) {
 	for _, d := range f.Disks {
-		if err := ignoreNotExist(g.d.fs.Remove(g.mapPath(&d))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove record of changes: %w", err)
+		if err := ignoreNotExist(g.d.fs.Remove(g.mapPath(&d))); err != nil {
+			g.note(fmt.Sprintf("a record of changes that nobody needs stays: %v", err))
 		}
 	}
-	return nil
 }
 
 // changedRegions are those that a promoted group's open records name.

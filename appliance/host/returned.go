@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -214,6 +215,9 @@ func (g *group) preview(f *groupFile, m wire.Manifest) (*wire.Returned, error) {
 		return r, err
 	case src.log != nil:
 		r.Runs = runsOf(regionsOf(src.log.Regions()))
+		if r.Whole = cmp.Or(f.Compare, behindFork(f, m, src.log.Floor(), src.log.Follower())); r.Whole != "" {
+			r.Runs = wholeRuns(f)
+		}
 	default:
 		r.Runs = runsOf(src.changedRegions())
 	}

@@ -106,12 +106,9 @@ func (g *group) lookBeside(ctx context.Context, f *groupFile) {
 // Survivor decides in favour of this site: its data is kept, and the other site becomes
 // its replica. A source that was superseded serves again, in a lineage of its own.
 func (d *Daemon) Survivor(ctx context.Context, req control.SurvivorRequest, emit func(control.Event)) error {
-	g, err := d.lookup(req.Group)
+	g, err := d.operate(req.Group)
 	if err != nil {
 		return err
-	}
-	if !g.op.TryLock() {
-		return refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
 	}
 	defer g.op.Unlock()
 	return explained(d.survive(ctx, g, req, emit), "put that right, then run kagami survivor "+g.name+" again")

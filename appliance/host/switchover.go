@@ -30,12 +30,9 @@ import (
 
 // Switchover moves a group to its replica's site.
 func (d *Daemon) Switchover(ctx context.Context, req control.SwitchoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
-	g, err := d.lookup(req.VM)
+	g, err := d.operate(req.VM)
 	if err != nil {
 		return control.FailoverReport{}, err
-	}
-	if !g.op.TryLock() {
-		return control.FailoverReport{}, refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
 	}
 	defer g.op.Unlock()
 	rep, err := d.switchover(ctx, g, req, emit)
@@ -46,12 +43,9 @@ func (d *Daemon) Switchover(ctx context.Context, req control.SwitchoverRequest, 
 // becomes the replica by delta, then both change places.
 func (d *Daemon) Failback(ctx context.Context, req control.SwitchoverRequest, emit func(control.Event)) (control.FailoverReport, error) {
 	var none control.FailoverReport
-	g, err := d.lookup(req.VM)
+	g, err := d.operate(req.VM)
 	if err != nil {
 		return none, err
-	}
-	if !g.op.TryLock() {
-		return none, refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
 	}
 	defer g.op.Unlock()
 	again := "put that right, then run kagami failback " + g.name + " again: it goes on where it stopped"
@@ -162,7 +156,10 @@ func (d *Daemon) mayShutDown(ctx context.Context, g *group) (runs bool, err erro
 }
 
 // shutdownPatience is how long a guest may take to shut down, unless asked otherwise.
-const shutdownPatience = 3 * time.Minute
+const (
+	shutdownPatience = 3 * time.Minute
+	maxShutdown      = 24 * time.Hour
+)
 
 func (d *Daemon) shutDown(ctx context.Context, g *group, runs bool, req control.SwitchoverRequest, emit func(control.Event)) error {
 	if !runs {
@@ -174,7 +171,7 @@ func (d *Daemon) shutDown(ctx context.Context, g *group, runs bool, req control.
 	}
 	patience := shutdownPatience
 	if req.ShutdownSeconds > 0 {
-		patience = time.Duration(req.ShutdownSeconds * float64(time.Second))
+		patience = time.Duration(min(req.ShutdownSeconds, maxShutdown.Seconds()) * float64(time.Second))
 	}
 	vm := g.domainName()
 	say(emit, "shutdown", "shutting VM %s down, for at most %v", vm, patience)

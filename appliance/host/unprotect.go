@@ -24,12 +24,9 @@ func (d *Daemon) Unprotect(ctx context.Context, req control.UnprotectRequest, em
 }
 
 func (d *Daemon) unprotect(ctx context.Context, req control.UnprotectRequest, emit func(control.Event)) error {
-	g, err := d.lookup(req.VM)
+	g, err := d.operate(req.VM)
 	if err != nil {
 		return err
-	}
-	if !g.op.TryLock() {
-		return refused("another operation is under way on "+g.name, "wait for it; see kagami status "+g.name)
 	}
 	defer g.op.Unlock()
 	files, err := d.planUnprotect(ctx, g, req)
