@@ -205,7 +205,7 @@ func aside(t *testing.T, s *site, name string) string {
 func TestMovedButUntreated(t *testing.T) {
 	p := newPair(t).up()
 	vm := p.main.addVM(testVM, "vda")
-	p.main.host.setFault(failAt("attach vda moved"))
+	p.main.host.setFault(failAt("attach vda moved", "treat vda"))
 	p.main.mustProtect(testVM)
 	g := p.main.group(testVM)
 	if len(g.Alarms) != 1 || !strings.Contains(g.Alarms[0], "disk vda of VM vm1") {

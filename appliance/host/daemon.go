@@ -40,10 +40,7 @@ type Daemon struct {
 	// nbdMemory bounds the memory of the requests of all exports.
 	nbdMemory *nbd.Budget
 
-	// linkPatience is how long a command waits for a peer to be connected.
-	linkPatience time.Duration
-	// tendAgain: see the constant.
-	tendAgain time.Duration
+	pause pauses
 	// dial connects to libvirt; nil where it is not enabled.
 	dial func(context.Context) (Hypervisor, error)
 
@@ -77,8 +74,8 @@ func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logg
 // newDaemon makes a daemon that has touched nothing yet.
 func newDaemon(cfg *config.Config, release string, fsys images.FS, log *slog.Logger) *Daemon {
 	d := &Daemon{cfg: cfg, release: release, fs: fsys, log: log, started: time.Now(),
-		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, linkPatience: linkPatience,
-		tendAgain: tendAgain, nbdMemory: nbd.NewBudget(nbdMemory), reships: make(chan struct{}, 1)}
+		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, pause: usualPauses,
+		nbdMemory: nbd.NewBudget(nbdMemory), reships: make(chan struct{}, 1)}
 	if cfg.Libvirt.Enabled {
 		d.dial = func(ctx context.Context) (Hypervisor, error) { return dialLibvirt(ctx, cfg.Libvirt.URI) }
 	}

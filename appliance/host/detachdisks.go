@@ -41,7 +41,7 @@ func (d *Daemon) detachDisks(ctx context.Context, g *group, files map[string]str
 // way back to the replica from there, but none is wanted.
 func (d *Daemon) detachDisk(ctx context.Context, g *group, disk diskFile, file string, emit func(control.Event)) error {
 	for {
-		if !g.awaitReplica(ctx, d.linkPatience) {
+		if !g.awaitReplica(ctx, d.pause.link) {
 			if err := g.served(); err != nil {
 				return err // served anew, it might hide what it failed of
 			}

@@ -98,9 +98,6 @@ func (d *Daemon) closeHypervisor() {
 	}
 }
 
-// virtRetry is the pause before a lost connection to libvirt is made anew.
-const virtRetry = 2 * time.Second
-
 // watchHypervisor treats the disks of protected VMs that somebody else
 // started, resumes VMs that paused on an I/O error of a disk served here, and
 // connects again when libvirt was restarted.
@@ -119,7 +116,7 @@ func (d *Daemon) watchHypervisor(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(virtRetry):
+			case <-time.After(d.pause.libvirt):
 			}
 			d.connectHypervisor(ctx)
 		}
@@ -140,7 +137,7 @@ func (d *Daemon) superviseVMs(ctx context.Context, hv Hypervisor) error {
 			g.reshipDomain()
 		}
 	}
-	again := time.NewTicker(d.tendAgain)
+	again := time.NewTicker(d.pause.tend)
 	defer again.Stop()
 	for {
 		select {
@@ -161,10 +158,6 @@ func (d *Daemon) superviseVMs(ctx context.Context, hv Hypervisor) error {
 		}
 	}
 }
-
-// tendAgain is how often disks are looked at that could not be treated, and
-// definitions, of whose changes libvirt does not always tell.
-const tendAgain = 30 * time.Second
 
 func (d *Daemon) onEvent(ctx context.Context, ev qmp.Event) {
 	for _, g := range d.snapshot() {
@@ -277,9 +270,6 @@ func (g *group) claimResume() bool {
 	return true
 }
 
-// resumePause keeps a VM that pauses on every request from being resumed in a tight loop.
-const resumePause = 5 * time.Second
-
 // resumeVM lets a VM that paused on an I/O error make its requests again.
 func (d *Daemon) resumeVM(ctx context.Context, g *group, vm string) {
 	defer func() {
@@ -290,7 +280,7 @@ func (d *Daemon) resumeVM(ctx context.Context, g *group, vm string) {
 	select {
 	case <-ctx.Done():
 		return
-	case <-time.After(resumePause):
+	case <-time.After(d.pause.resume):
 	}
 	hv, err := d.virt()
 	if err == nil {

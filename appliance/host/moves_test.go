@@ -36,6 +36,9 @@ func (m *mover) say(format string, a ...any) { m.said = append(m.said, fmt.Sprin
 // KAGAMI_MOVES=N plays N seeds, KAGAMI_MOVES_SEED is the first.
 func TestMovesSeeds(t *testing.T) {
 	seeds, first := 3, 1
+	if raceEnabled { // the other seeds are played in the step of the crash tests
+		seeds = 1
+	}
 	for name, v := range map[string]*int{"KAGAMI_MOVES": &seeds, "KAGAMI_MOVES_SEED": &first} {
 		if text := os.Getenv(name); text != "" {
 			n, err := strconv.Atoi(text)

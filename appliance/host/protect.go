@@ -229,7 +229,7 @@ func (d *Daemon) callPeer(ctx context.Context, site, method string, params, resu
 			return err
 		}
 	}
-	wait, cancel := context.WithTimeoutCause(ctx, d.linkPatience, fmt.Errorf("no answer within %v", d.linkPatience))
+	wait, cancel := context.WithTimeoutCause(ctx, d.pause.link, fmt.Errorf("no answer within %v", d.pause.link))
 	defer cancel()
 	sess, err := link.Session(wait)
 	switch {

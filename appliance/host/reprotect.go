@@ -264,9 +264,6 @@ func (s *source) lastRefusal() error {
 // its replica.
 const takeBackAlarm = "reprotect"
 
-// takeBackRetry is the pause between two attempts.
-const takeBackRetry = 2 * time.Second
-
 // tryTakeBack asks the other site once whether it is the replica now: what a
 // switchover began is ended, over restarts of either daemon.
 func (g *group) tryTakeBack(ctx context.Context) {

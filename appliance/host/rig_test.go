@@ -194,7 +194,8 @@ func (s *site) daemon(peer *site) *Daemon {
 	s.t.Helper()
 	s.fs, s.conn = newMortalFS(), &conn{h: s.host, died: make(chan struct{})}
 	d := newDaemon(s.config(peer), "test", s.fs, slog.New(slog.NewTextHandler(s.log, nil)))
-	d.linkPatience, d.tendAgain = 3*time.Second, 200*time.Millisecond
+	d.pause = pauses{link: 3 * time.Second, tend: 200 * time.Millisecond, libvirt: 500 * time.Millisecond, resume: 5 * time.Second,
+		farewell: 500 * time.Millisecond, beside: 300 * time.Millisecond, takeBack: 200 * time.Millisecond}
 	if d.dial != nil {
 		c := s.conn
 		d.dial = func(context.Context) (Hypervisor, error) {

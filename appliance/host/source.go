@@ -337,7 +337,7 @@ func (s *source) drop() {
 // ready waits until the group is attached and its gate open. A replica's
 // site that refuses the group ends the wait.
 func (s *source) ready(ctx context.Context) error {
-	peer, patience := s.g.snapshot().Peer, 2*s.g.d.linkPatience
+	peer, patience := s.g.snapshot().Peer, 2*s.g.d.pause.link
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	select {
@@ -377,6 +377,3 @@ func (s *source) caughtUp(ctx context.Context) error {
 // allFilled says that no block copy is under way any more: the VM runs from
 // the exports, and a first sync may end.
 func (s *source) allFilled() { close(s.filled) }
-
-// linkPatience is how long commands wait for a peer to be connected.
-const linkPatience = 10 * time.Second

@@ -60,9 +60,6 @@ func has(r wire.LineageResponse) string {
 // splitAlarm is the alarm of a split brain.
 const splitAlarm = "split brain"
 
-// besidePause is the time between two looks at the other site.
-const besidePause = 5 * time.Second
-
 // beside looks after a promoted group's other site: takes it back as the replica, if
 // that was asked for, and else notices when it serves another lineage. It ends with
 // the service s, or with ctx.
@@ -74,10 +71,10 @@ func (g *group) beside(ctx context.Context, s *source) {
 		if present != s || f.Role != RolePromoted {
 			return
 		}
-		pause := besidePause
+		pause := g.d.pause.beside
 		switch {
 		case f.TakeBack:
-			pause = takeBackRetry
+			pause = g.d.pause.takeBack
 			g.tryTakeBack(ctx)
 		case g.d.connected(f.Peer):
 			g.lookBeside(ctx, f)

@@ -237,9 +237,6 @@ func (g *group) leave() {
 	})
 }
 
-// farewellRetry is the pause after a peer refused.
-const farewellRetry = 5 * time.Second
-
 func (g *group) farewell(ctx context.Context) error {
 	f := g.snapshot()
 	if err := g.removeImages(); err != nil {
@@ -266,7 +263,7 @@ func (g *group) farewell(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(farewellRetry):
+		case <-time.After(g.d.pause.farewell):
 		}
 	}
 	if g.d.find(g.name) != g {
