@@ -17,12 +17,19 @@ sync: when what they cover is durable at both sites. async: when it is durable a
 this one; a loss of this site then costs at most what --async-bytes and --async-age
 allow, and the VM waits when the other site is further behind than that.
 
+--on-link-loss says what happens when the other site cannot be reached, or takes nothing.
+stall: flushes wait, nothing that was answered can be lost. continue: after a few seconds
+the VM goes on without it, unprotected and with an alarm, until the two sites are alike
+again. After a restart of this host a VM does not go on without having heard of the other
+site, which may have taken over; to say continue again lets it.
+
 What is set counts until it is set again, or taken back with --default; it wins over
 the configuration, and outlives restarts of the daemon.`
 
 const setExample = `  kagami set web
   kagami set web --mode async --async-bytes 8MiB --async-age 2s
   kagami set web --mode sync
+  kagami set web --on-link-loss continue
   kagami set web --default          # what the configuration says`
 
 func (a *app) setCmd() *cobra.Command {
@@ -61,6 +68,7 @@ func (a *app) setCmd() *cobra.Command {
 	cmd.Flags().StringVar(&req.Mode, "mode", "", "sync or async")
 	cmd.Flags().StringVar(&bytes, "async-bytes", "", "what the other site may lack in mode async, for instance 8MiB")
 	cmd.Flags().DurationVar(&age, "async-age", 0, "and for how long, for instance 5s")
+	cmd.Flags().StringVar(&req.OnLinkLoss, "on-link-loss", "", "stall or continue: whether the VM waits, or goes on unprotected")
 	cmd.Flags().BoolVar(&req.Default, "default", false, "go back to what the configuration says")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "write what counts as JSON")
 	return cmd

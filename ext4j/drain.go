@@ -10,7 +10,7 @@ import (
 // Drain stops taking requests (new ones wait), lets the running ones end,
 // makes the images durable and waits until the replica has everything. It
 // returns the position reached; the caller writes the clean mark with it. When
-// ctx ends first, the group is not drained and the error says so. The gate
+// ctx ends first, or the group goes on apart from its replica, it is not drained and the error says so. The gate
 // stays closed either way, and for good: a link that comes back meanwhile opens it
 // no more, or writes would follow a position that counts as the last.
 //
@@ -37,6 +37,9 @@ func (g *Group) Drain(ctx context.Context) (epoch.Pos, error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.err == nil && (g.alone || g.apart) {
+		return epoch.Pos{}, ErrApart
+	}
 	for g.err == nil && ctx.Err() == nil && (g.hold || g.acked+1 < g.q.next()) {
 		g.cond.Wait()
 	}
@@ -47,6 +50,13 @@ func (g *Group) Drain(ctx context.Context) (epoch.Pos, error) {
 		return epoch.Pos{}, context.Cause(ctx)
 	}
 	return epoch.Pos{Lineage: g.lineage, Session: g.session, LSN: g.acked}, nil
+}
+
+// Shut tells whether a Drain has begun: no request is served any more.
+func (g *Group) Shut() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gate == gateShut
 }
 
 // relieve makes regions leave a full recorder: it closes the epoch, so that

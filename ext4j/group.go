@@ -93,6 +93,10 @@ type Group struct {
 	stats   Stats  // counters only
 	mode    Mode
 	bounded int         // clients that wait for the bound of async
+	waiting int         // requests and scans that wait for room
+	apart   bool        // see GoApart: records are numbered, not kept
+	alone   bool        // FLUSHes wait for the local image only
+	behind  time.Time   // since when the replica lacks something that is not in the queue; zero: it lacks nothing else
 	marks   []closeMark // closed, not acknowledged
 	wg      sync.WaitGroup
 }
@@ -142,7 +146,7 @@ func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold b
 	g.q.reset(next)
 	g.acked, g.closed = next-1, next-1
 	g.open, g.marks = openEpoch{}, nil
-	g.hold = hold
+	g.hold, g.apart = hold, false
 	if g.floor = next - 1; hold {
 		g.floor = ^epoch.LSN(0)
 	}
@@ -257,16 +261,18 @@ func (g *Group) reserveScan(ctx context.Context, n int64) error {
 func (g *Group) reserveFor(ctx context.Context, n int64, room func(int64) bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.detached || room(n) {
+	if g.detached || g.apart || room(n) {
 		return g.err
 	}
 	g.stats.Stalls++
-	if !g.boundLocked(n + recordOverhead) {
+	g.waiting++
+	defer func() { g.waiting-- }()
+	if !g.alone && !g.boundLocked(n+recordOverhead) {
 		g.bounded++
 		defer func() { g.bounded-- }()
 	}
 	defer g.wakeAtEnd(ctx)()
-	for g.err == nil && ctx.Err() == nil && !room(n) {
+	for g.err == nil && ctx.Err() == nil && !g.apart && !room(n) {
 		if last := g.closed; g.closeLocked(epoch.BySize) != last { // or the acknowledgement that makes room would never come
 			g.callWakeLocked()
 			continue
@@ -299,7 +305,7 @@ func (g *Group) clientRoomLocked(n int64) bool {
 	if g.hold && g.holdMax > 0 && g.open.clients+n+epoch.HeaderSize > g.holdMax {
 		return false
 	}
-	return g.roomLocked(n) && g.boundLocked(n+recordOverhead)
+	return g.roomLocked(n) && (g.alone || g.boundLocked(n+recordOverhead))
 }
 
 // wakeAtEnd makes waiters on cond look again when ctx ends. The caller defers
@@ -343,6 +349,9 @@ func (g *Group) append(r epoch.Record) epoch.LSN {
 
 func (g *Group) appendLocked(r epoch.Record) epoch.LSN {
 	r.Lineage, r.Session, r.LSN = g.lineage, g.session, g.q.next()
+	if g.apart {
+		return g.passLocked(r)
+	}
 	r.Seal()
 	g.push(r)
 	if g.open.n == 0 {
@@ -431,7 +440,7 @@ type barrier struct {
 // covers every record so far.
 func (g *Group) closeEpoch(why epoch.Reason) barrier {
 	g.mu.Lock()
-	b := barrier{session: g.session, lsn: g.closeLocked(why), resync: g.hold}
+	b := barrier{session: g.session, lsn: g.closeLocked(why), resync: g.hold || g.apart}
 	wake := g.wake
 	g.mu.Unlock()
 	if wake != nil {
@@ -463,7 +472,7 @@ func (g *Group) waitAcked(b barrier) error {
 	defer g.mu.Unlock()
 	g.flushes++
 	defer func() { g.flushes-- }()
-	for g.err == nil {
+	for g.err == nil && !g.alone {
 		target, async := b.lsn, g.mode.Async && !b.all
 		if async || b.resync || g.session != b.session {
 			target = g.floor // of a resync, set when its end is known; unreachable until then
@@ -490,7 +499,7 @@ func btoi(b bool) int {
 // spool, durable ones survive its crash. Acks of another session are ignored.
 func (g *Group) Acked(session uint64, received, durable epoch.LSN) error {
 	g.mu.Lock()
-	live := session == g.session && g.err == nil
+	live := session == g.session && g.err == nil && !g.apart
 	if !live {
 		g.mu.Unlock()
 		return nil
@@ -525,10 +534,10 @@ func (g *Group) Acked(session uint64, received, durable epoch.LSN) error {
 // Resume continues the session after its link was lost: the replica has
 // everything up to durable, the rest is sent again. It returns false when the
 // replica has less than it had acknowledged, or more than was ever sent, or
-// when a resync was under way: a new session with a resync is needed.
+// when a resync was under way, or the group has gone on apart: a new session with a resync is needed.
 func (g *Group) Resume(durable epoch.LSN) bool {
 	g.mu.Lock()
-	if g.hold || durable < g.acked || durable >= g.q.next() || durable+1 < g.q.base {
+	if g.hold || g.apart || durable < g.acked || durable >= g.q.next() || durable+1 < g.q.base {
 		g.mu.Unlock()
 		return false
 	}

@@ -37,6 +37,8 @@ func (g *Group) boundLocked(n int64) bool {
 // site would cost. 0 when it lacks nothing.
 func (g *Group) lagLocked() time.Duration {
 	switch {
+	case !g.behind.IsZero():
+		return time.Since(g.behind)
 	case len(g.marks) > 0:
 		return time.Since(g.marks[0].since)
 	case g.open.n > 0:

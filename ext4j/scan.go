@@ -308,9 +308,9 @@ func (g *Group) FinishScan(ctx context.Context) (epoch.LSN, error) {
 		return 0, err
 	}
 	g.mu.Lock()
-	if g.err != nil {
+	if g.err != nil || g.apart {
 		defer g.mu.Unlock()
-		return 0, g.err
+		return 0, cmp.Or(g.err, ErrApart)
 	}
 	g.appendLocked(epoch.Record{Type: epoch.TypeSyncDone, Flags: epoch.FlagResync, Disk: epoch.GroupWide})
 	lsn := g.closeLocked(epoch.ByResync)
@@ -330,13 +330,13 @@ func (g *Group) waitSession(ctx context.Context, session uint64, lsn epoch.LSN) 
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	defer g.wakeAtEnd(ctx)()
-	for g.err == nil && ctx.Err() == nil && g.session == session && g.acked < lsn {
+	for g.err == nil && ctx.Err() == nil && g.session == session && !g.apart && g.acked < lsn {
 		g.cond.Wait()
 	}
 	switch {
 	case g.err != nil:
 		return g.err
-	case g.session != session:
+	case g.session != session, g.apart && g.acked < lsn:
 		return fmt.Errorf("session %d ended before the replica acknowledged it", session)
 	case g.acked < lsn:
 		return context.Cause(ctx)

@@ -22,6 +22,9 @@ type Stats struct {
 	Next, Ack, Close epoch.LSN // next LSN to give; acknowledged; last Close record
 	Session          uint64
 	Lag              time.Duration // RPO: age of the oldest record that is not acknowledged; 0: there is none
+	Waiting          int           // requests and scans that wait for room in the queue
+	Apart            bool          // see GoApart
+	Alone            bool          // FLUSHes are answered by this site alone
 	Bounded          bool          // async: the replica lacks as much as it may, and clients wait
 	Ready            bool          // the gate is open
 	Resyncing        bool
@@ -50,7 +53,8 @@ func (g *Group) Stats() Stats {
 	s.QueueBytes, s.QueueRecords, s.UnackedFlushes = g.q.bytes, len(g.q.recs), g.flushes
 	s.Next, s.Ack, s.Close, s.Session = g.q.next(), g.acked, g.closed, g.session
 	s.Ready, s.Resyncing = g.gate == gateOpen && g.err == nil, g.hold
-	if !g.detached && s.Next > s.Ack+1 {
+	s.Waiting, s.Apart, s.Alone = g.waiting, g.apart, g.alone
+	if !g.detached && (s.Next > s.Ack+1 || !g.behind.IsZero()) {
 		s.Lag = g.lagLocked()
 		s.Bounded = g.bounded > 0
 	}

@@ -85,7 +85,7 @@ type Group struct {
 	// what the queue holds.
 	AsyncBytes int64         `mapstructure:"async_bytes" unit:"size" min:"0" max:"1099511627776"`
 	AsyncAge   time.Duration `mapstructure:"async_age" min:"100ms" max:"1h"`
-	OnLinkLoss string        `mapstructure:"on_link_loss" oneof:"stall" later:"continue"`
+	OnLinkLoss string        `mapstructure:"on_link_loss" oneof:"stall|continue"`
 	Disks      []Disk        `mapstructure:"disks"`
 	Domain     *Domain       `mapstructure:"domain"`
 	// Limits overrides the file's limits; after Load it is nil or complete.

@@ -7,8 +7,10 @@ import (
 
 // Modes of a group.
 const (
-	ModeSync  = "sync"
-	ModeAsync = "async"
+	ModeSync     = "sync"
+	LossStall    = "stall"
+	LossContinue = "continue"
+	ModeAsync    = "async"
 )
 
 // MaxAsyncAge is the longest that a replica may be behind in mode async.
@@ -29,7 +31,7 @@ const (
 	DefaultSocketGroup = "libvirt-qemu"
 	DefaultConnections = 4
 	DefaultMode        = ModeSync
-	DefaultOnLinkLoss  = "stall"
+	DefaultOnLinkLoss  = LossStall
 	DefaultAsyncAge    = 5 * time.Second
 	DefaultDomainUUID  = "keep"
 	DefaultDomainMAC   = "keep"

@@ -16,7 +16,6 @@ type field struct {
 	min   string
 	max   string
 	oneof []string // allowed words, nil for any
-	later []string // words of a later release
 }
 
 var durationType = reflect.TypeFor[time.Duration]()
@@ -32,9 +31,6 @@ func fieldsOf(t reflect.Type) []field {
 		}
 		if s, ok := sf.Tag.Lookup("oneof"); ok {
 			f.oneof = strings.Split(s, "|")
-		}
-		if s, ok := sf.Tag.Lookup("later"); ok {
-			f.later = strings.Split(s, "|")
 		}
 		fs = append(fs, f)
 	}

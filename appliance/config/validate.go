@@ -112,10 +112,6 @@ func (v *validator) word(f field, s, path string) {
 		return
 	}
 	allowed := strings.Join(slices.DeleteFunc(slices.Clone(f.oneof), func(w string) bool { return w == "" }), ", ")
-	if slices.Contains(f.later, s) {
-		v.add(path, s, "not in this release; allowed: %s", allowed)
-		return
-	}
 	v.add(path, s, "allowed: %s", allowed)
 }
 

@@ -159,6 +159,7 @@ type SetRequest struct {
 	Mode         string  `json:"mode,omitempty"`          // sync, async
 	AsyncBytes   int64   `json:"async_bytes,omitempty"`   // what the replica may lack
 	AsyncSeconds float64 `json:"async_seconds,omitempty"` // and for how long
+	OnLinkLoss   string  `json:"on_link_loss,omitempty"`  // stall, continue
 	Default      bool    `json:"default,omitempty"`       // back to the configuration's
 }
 

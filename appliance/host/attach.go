@@ -30,12 +30,14 @@ var errSuperseded = errors.New("superseded by a promotion at the other site")
 
 // follow keeps the group attached until ctx ends.
 func (s *source) follow(ctx context.Context) {
-	for ctx.Err() == nil {
-		sess, err := s.link.Session(ctx)
-		if err != nil {
-			return // ctx has ended
+	var sess *ship.Session
+	var err error
+	for rest := time.Duration(0); ; rest = restAfter(s, err) {
+		if sess, err = s.awaitLink(ctx, sess, rest); err != nil {
+			return // ctx has ended, or the group
 		}
 		err = s.attached(ctx, sess)
+		s.away = time.Now()
 		if ctx.Err() != nil || s.eng.Err() != nil {
 			return
 		}
@@ -45,11 +47,18 @@ func (s *source) follow(ctx context.Context) {
 			return
 		}
 		s.g.input(LinkLost, err.Error())
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
 	}
+}
+
+// restAfter is the pause after an attachment that ended so, if its session goes on.
+func restAfter(s *source, err error) time.Duration {
+	switch {
+	case errors.Is(err, errNoRoom):
+		return noRoomPause
+	case errors.Is(err, errStuck):
+		return s.g.d.pause.stuck
+	}
+	return time.Second
 }
 
 // attached is one attachment from its beginning to its end, whose reason it returns.
@@ -58,7 +67,14 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 	if err != nil {
 		return err
 	}
+	if err := s.g.vouch(); err != nil {
+		s.eng.Fail(err)
+		return err
+	}
 	p := s.plan(resp)
+	if s.g.snapshot().Apart != nil {
+		p = planApart(p)
+	}
 	if err := s.recordPlan(p); err != nil {
 		s.eng.Fail(err)
 		return err
@@ -78,6 +94,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		case <-ctx.Done():
 		}
 	})
+	s.wg.Go(func() { s.watchProgress(ctx, cancel) })
 	if p.begin {
 		p = s.beginSession(p, resp)
 	}
@@ -115,12 +132,16 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 // more: this session does what it had to do.
 func (s *source) beginSession(p plan, resp wire.AttachResponse) plan {
 	f := s.g.snapshot()
+	var parted []ext4j.Range
+	if f.Apart != nil {
+		parted = s.rejoin()
+	}
 	s.setBase(resp.Pos)
 	s.eng.LimitHold(resp.SpoolBytes / clientsShare)
 	s.eng.Begin(f.Lineage, f.Session, resp.Pos.LSN+1, p.hold)
 	s.begun, s.unfinished = true, nil
 	if p.active {
-		p.scan = union(p.scan, ranges(s.log.Regions()))
+		p.scan = union(p.scan, union(parted, ranges(s.log.Regions())))
 	}
 	return p
 }
@@ -305,6 +326,8 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		p := *s.unfinished
 		p.raise, p.active = true, true
 		return p
+	case s.begun && f.Apart != nil && f.Compare == "" && resp.Pos.LSN >= s.eng.Stats().Ack:
+		return plan{scan: s.active}
 	case s.begun:
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d, it had acknowledged %d", resp.Pos.LSN, s.eng.Stats().Ack))
 	case f.Compare != "":
@@ -440,7 +463,6 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool i
 	})
 	if errors.Is(err, errNoRoom) {
 		s.g.alarm("resync", err.Error())
-		s.hold(ctx, noRoomPause)
 	}
 	if err != nil {
 		return err
@@ -485,9 +507,14 @@ func (s *source) endResumed(ctx context.Context) error {
 // end of a first sync, or of a resync, whose reason is no more, nor is one that this
 // one took the place of.
 func (s *source) equal() error {
-	if f := s.g.snapshot(); f.Compare != "" || !f.Complete {
+	f := s.g.snapshot()
+	if f.Apart != nil {
+		s.eng.Together()
+	}
+	if f.Compare != "" || !f.Complete || f.Apart != nil {
 		err := s.g.update(func(f *groupFile) {
 			f.Complete, f.Compare, f.Delta, f.Changes, f.ChangesLost = true, "", false, false, ""
+			f.Apart, f.Required = nil, f.Required&^featureApart
 			if f.Phase == Protecting {
 				f.Phase = ""
 			}
@@ -498,6 +525,9 @@ func (s *source) equal() error {
 		}
 		if f.Delta {
 			s.g.dropChanges(f)
+		}
+		if f.Apart != nil {
+			s.dropApart(f)
 		}
 	}
 	s.empty, s.clean, s.unfinished, s.replaced = false, nil, nil, false
@@ -513,13 +543,6 @@ var errNoRoom = errors.New("the resync does not fit the replica's spool")
 
 // noRoomPause is the time between two attempts of a resync that did not fit.
 const noRoomPause = time.Minute
-
-func (s *source) hold(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
-}
 
 // releasePins lets the regions that an earlier life of the daemon left in the
 // active log leave it in the usual way: the resync has covered them.
@@ -554,6 +577,7 @@ func (s *source) fence(why error) {
 		s.g.note(fmt.Sprintf("could not record that the group is fenced: %v", err))
 	}
 	s.eng.Fail(ext4j.ErrGone)
+	s.g.alarm(apartAlarm, "")
 	s.g.alarm(fencedAlarm, why.Error())
 	s.g.input(Superseded, why.Error()) // last: whoever sees the state sees that nothing is served, and why
 }

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,6 +43,8 @@ type Daemon struct {
 	nbdMemory *nbd.Budget
 
 	pause pauses
+	// bootID names this start of the host.
+	bootID string
 	// dial connects to libvirt; nil where it is not enabled.
 	dial func(context.Context) (Hypervisor, error)
 
@@ -71,10 +75,20 @@ func Run(ctx context.Context, cfg *config.Config, release string, log *slog.Logg
 	return explained(err, "put that right, then start the daemon again; its log (journalctl -u kagami) has more")
 }
 
+// bootID is the kernel's name for this start of the host; where it has none, one that
+// no other start of the daemon has.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if id := strings.TrimSpace(string(b)); err == nil && id != "" {
+		return id
+	}
+	return epoch.NewUUID().String()
+}
+
 // newDaemon makes a daemon that has touched nothing yet.
 func newDaemon(cfg *config.Config, release string, fsys images.FS, log *slog.Logger) *Daemon {
 	d := &Daemon{cfg: cfg, release: release, fs: fsys, log: log, started: time.Now(),
-		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, pause: usualPauses,
+		links: map[string]*ship.Link{}, groups: map[string]*group{}, taken: map[string]bool{}, pause: usualPauses, bootID: bootID(),
 		nbdMemory: nbd.NewBudget(nbdMemory), reships: make(chan struct{}, 1)}
 	if cfg.Libvirt.Enabled {
 		d.dial = func(ctx context.Context) (Hypervisor, error) { return dialLibvirt(ctx, cfg.Libvirt.URI) }

@@ -95,6 +95,12 @@ type groupFile struct {
 	TakeBack bool `json:"take_back,omitempty"`
 	// Discards are lineages that an operator decided against.
 	Discards []epoch.UUID `json:"discards,omitempty"`
+	// Apart: a source that goes on without its replica; what the maps name may differ, too.
+	// With it goes featureApart.
+	Apart *apartFile `json:"apart,omitempty"`
+	// Boot is the start of this host in which the replica was last attached, or an operator
+	// let this source go on without it; "": in none.
+	Boot string `json:"boot,omitempty"`
 	// Policy is what kagami set has set; nil: the config file's counts.
 	Policy *policyFile `json:"policy,omitempty"`
 	// Sum is the sumOf the file: a role or a position that rotted is not acted on.
@@ -143,8 +149,8 @@ const (
 	maxDisks         = 64
 	maxDiskBytes     = 1 << 50
 	blockSize        = 512 // bytes of a logical block of every disk
-	// groupFeatures are the required feature bits that this release understands: none yet.
-	groupFeatures uint64 = 0
+	// groupFeatures are the required feature bits that this release understands.
+	groupFeatures uint64 = featureApart
 )
 
 // validName is what groups, disks and sites may be called: it becomes part of paths.
@@ -224,7 +230,7 @@ func decodeGroupFile(b []byte) (*groupFile, error) {
 		return nil, errors.Join(err, fmt.Errorf("it has checksum %d, want %d: it was damaged, or changed by somebody else", f.Sum, sum))
 	}
 	if !validName.MatchString(f.Name) || !slices.Contains(roles, f.Role) || len(f.Disks) > maxDisks || f.Role == RoleReplica && f.Replica.IsZero() || !f.Policy.valid() ||
-		f.Role == RolePromoted && len(f.Past) == 0 {
+		f.Role == RolePromoted && len(f.Past) == 0 || (f.Apart != nil) != (f.Required&featureApart != 0) {
 		return nil, fmt.Errorf("it is not plausible")
 	}
 	for _, d := range f.Disks {

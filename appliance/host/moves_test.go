@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -64,13 +65,15 @@ func playMoves(t *testing.T, seed uint64) {
 	p.main.mustProtect(testVM)
 	for range 8 {
 		m.write(1 + m.rng.IntN(4))
-		switch m.rng.IntN(6) {
+		switch m.rng.IntN(8) {
 		case 0:
 			m.bounce(m.here)
 		case 1:
 			m.bounce(m.away)
 		case 2:
 			m.move()
+		case 3, 4:
+			m.outage()
 		default:
 			m.disaster()
 		}
@@ -132,6 +135,51 @@ func (m *mover) move() {
 	m.here.awaitState(testVM, "streaming")
 }
 
+// outage takes the replica's site away for a while, in which the VM goes on. It may end
+// with the loss of the VM's site: what was written since the outage began is lost then.
+func (m *mover) outage() {
+	m.t.Helper()
+	m.here.continues()
+	m.say("outage of %s", m.away.name)
+	if m.rng.IntN(2) == 0 {
+		m.away.stop()
+	} else {
+		m.away.kill()
+	}
+	before := maps.Clone(m.want)
+	m.write(1 + m.rng.IntN(3))
+	m.here.awaitState(testVM, string(Disconnected))
+	if m.rng.IntN(2) == 0 {
+		m.say("kill of %s while it is alone", m.here.name)
+		m.here.kill()
+		m.p.start(m.here, m.away)
+		m.write(1)
+	}
+	if m.rng.IntN(3) == 0 {
+		m.say("loss of %s while it is alone", m.here.name)
+		m.want = before
+		m.here.kill()
+		m.vm().destroy()
+		m.scribble(m.here)
+		m.p.start(m.away, m.here)
+		m.takeOver()
+		return
+	}
+	m.p.start(m.away, m.here)
+	for range m.rng.IntN(3) {
+		time.Sleep(time.Duration(m.rng.IntN(40)) * time.Millisecond)
+		victim := m.away
+		if m.rng.IntN(2) == 0 {
+			victim = m.here
+		}
+		m.say("kill of %s during the resync", victim.name)
+		victim.kill()
+		m.p.start(victim, m.other(victim))
+		m.write(1)
+	}
+	m.here.awaitState(testVM, "streaming")
+}
+
 // disaster loses the site where the VM runs, fails over, and takes the lost site
 // back; either daemon may be killed while that is under way.
 func (m *mover) disaster() {
@@ -140,6 +188,12 @@ func (m *mover) disaster() {
 	m.here.kill()
 	m.vm().destroy()
 	m.scribble(m.here)
+	m.takeOver()
+}
+
+// takeOver fails over from a lost site and takes that back.
+func (m *mover) takeOver() {
+	m.t.Helper()
 	m.away.awaitState(testVM, "waiting")
 	_, err := m.away.failover(control.FailoverRequest{VM: testVM})
 	must(m.t, err)
@@ -164,6 +218,13 @@ func (m *mover) scribble(s *site) {
 	log, regions, err := activelog.Open(images.OS{}, s.path("state", "groups", testVM, "active.log"), activelog.Options{Group: f.ID, RegionBytes: regionBytes, MaxRegions: 1 << 10})
 	must(m.t, err)
 	must(m.t, log.Close())
+	_, apart, err := (&group{dir: s.path("state", "groups", testVM), d: &Daemon{fs: images.OS{}}}).apartRegions(f)
+	must(m.t, err)
+	for slot, indices := range apart {
+		for _, i := range indices {
+			regions = append(regions, activelog.Region{Disk: slot, Index: i})
+		}
+	}
 	for _, r := range regions {
 		d := f.Disks[r.Disk]
 		file, err := os.OpenFile(d.Image, os.O_RDWR, 0)

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -16,11 +17,13 @@ type policyFile struct {
 	Mode       string `json:"mode"`
 	AsyncBytes int64  `json:"async_bytes,omitempty"`
 	AsyncAgeMs int64  `json:"async_age_ms,omitempty"`
+	OnLinkLoss string `json:"on_link_loss,omitempty"` // "": the config file's
 }
 
 // valid tells whether this release can do what the policy says; nil is none.
 func (p *policyFile) valid() bool {
-	return p == nil || (p.Mode == config.ModeSync || p.Mode == config.ModeAsync) && p.AsyncBytes >= 0 && p.AsyncAgeMs > 0
+	return p == nil || (p.Mode == config.ModeSync || p.Mode == config.ModeAsync) && p.AsyncBytes >= 0 && p.AsyncAgeMs > 0 &&
+		(p.OnLinkLoss == "" || p.OnLinkLoss == config.LossStall || p.OnLinkLoss == config.LossContinue)
 }
 
 // policy is when a group's FLUSHes are answered.
@@ -28,18 +31,20 @@ type policy struct {
 	mode       string
 	asyncBytes int64 // 0: what the queue holds
 	asyncAge   time.Duration
-	set        bool // by kagami set
+	onLoss     string // config.LossStall, config.LossContinue
+	set        bool   // by kagami set
 }
 
 // policy is what counts for the group: what was set, else the config file's, else the default.
 func (g *group) policy() policy {
-	if p := g.snapshot().Policy; p != nil {
-		return policy{p.Mode, p.AsyncBytes, time.Duration(p.AsyncAgeMs) * time.Millisecond, true}
-	}
+	out := policy{mode: config.DefaultMode, asyncAge: config.DefaultAsyncAge, onLoss: config.DefaultOnLinkLoss}
 	if c := g.d.groupConfig(g.name); c != nil {
-		return policy{mode: c.Mode, asyncBytes: c.AsyncBytes, asyncAge: c.AsyncAge}
+		out = policy{mode: c.Mode, asyncBytes: c.AsyncBytes, asyncAge: c.AsyncAge, onLoss: c.OnLinkLoss}
 	}
-	return policy{mode: config.DefaultMode, asyncAge: config.DefaultAsyncAge}
+	if p := g.snapshot().Policy; p != nil {
+		out = policy{p.Mode, p.AsyncBytes, time.Duration(p.AsyncAgeMs) * time.Millisecond, cmp.Or(p.OnLinkLoss, out.onLoss), true}
+	}
+	return out
 }
 
 // engine is the policy as ext4j knows it. queue is the limit of unacknowledged records, bytes.
@@ -53,7 +58,7 @@ func (p policy) engine(queue int64) ext4j.Mode {
 
 // control is the policy for people and programs.
 func (p policy) control(name string, queue int64) control.Policy {
-	c := control.Policy{Group: name, Mode: p.mode, OnLinkLoss: config.DefaultOnLinkLoss, Set: p.set}
+	c := control.Policy{Group: name, Mode: p.mode, OnLinkLoss: p.onLoss, Set: p.set}
 	if m := p.engine(queue); m.Async {
 		c.AsyncBytes, c.AsyncSeconds = m.Bytes, m.Age.Seconds()
 	}
@@ -75,6 +80,11 @@ func (d *Daemon) Set(_ context.Context, req control.SetRequest) (control.Policy,
 	if err != nil {
 		return control.Policy{}, err
 	}
+	if req.OnLinkLoss == config.LossContinue {
+		if err := g.vouch(); err != nil { // an operator's word, before the policy can act on it
+			return control.Policy{}, err
+		}
+	}
 	if req.Default || next.set {
 		if err := g.setPolicy(next, req.Default); err != nil {
 			return control.Policy{}, err
@@ -85,12 +95,14 @@ func (d *Daemon) Set(_ context.Context, req control.SetRequest) (control.Policy,
 
 // changed is the policy with what a request changes; it counts as set when there is anything.
 func (p policy) changed(req control.SetRequest, queue int64) (policy, error) {
-	touched := req.Mode != "" || req.AsyncBytes != 0 || req.AsyncSeconds != 0
+	touched := req.Mode != "" || req.AsyncBytes != 0 || req.AsyncSeconds != 0 || req.OnLinkLoss != ""
 	switch {
 	case req.Default && touched:
 		return p, refused("to go back to the configuration's policy and to set another one at once makes no sense", "use one of the two")
 	case req.Mode != "" && req.Mode != config.ModeSync && req.Mode != config.ModeAsync:
 		return p, refused(fmt.Sprintf("there is no mode %q", req.Mode), "allowed: sync, async")
+	case req.OnLinkLoss != "" && req.OnLinkLoss != config.LossStall && req.OnLinkLoss != config.LossContinue:
+		return p, refused(fmt.Sprintf("there is no policy %q on link loss", req.OnLinkLoss), "allowed: stall, continue")
 	case req.AsyncBytes < 0 || req.AsyncSeconds < 0 || req.AsyncSeconds > config.MaxAsyncAge.Seconds():
 		return p, refused("the bound of async is out of range", fmt.Sprintf("allowed: bytes up to the queue, seconds up to %.0f", config.MaxAsyncAge.Seconds()))
 	case req.AsyncBytes > queue:
@@ -103,6 +115,9 @@ func (p policy) changed(req control.SetRequest, queue int64) (policy, error) {
 	if req.AsyncBytes != 0 {
 		p.asyncBytes = req.AsyncBytes
 	}
+	if req.OnLinkLoss != "" {
+		p.onLoss = req.OnLinkLoss
+	}
 	if req.AsyncSeconds != 0 {
 		p.asyncAge = time.Duration(req.AsyncSeconds * float64(time.Second))
 	}
@@ -112,7 +127,7 @@ func (p policy) changed(req control.SetRequest, queue int64) (policy, error) {
 // setPolicy makes a policy durable, then lets it count.
 func (g *group) setPolicy(p policy, back bool) error {
 	err := g.update(func(f *groupFile) {
-		f.Policy = &policyFile{Mode: p.mode, AsyncBytes: p.asyncBytes, AsyncAgeMs: p.asyncAge.Milliseconds()}
+		f.Policy = &policyFile{Mode: p.mode, AsyncBytes: p.asyncBytes, AsyncAgeMs: p.asyncAge.Milliseconds(), OnLinkLoss: p.onLoss}
 		if back {
 			f.Policy = nil
 		}
@@ -126,9 +141,24 @@ func (g *group) setPolicy(p policy, back bool) error {
 	now := g.policy()
 	if src != nil {
 		src.eng.SetMode(now.engine(src.limits.QueueBytes))
+		src.lookAgain()
 	}
-	g.note("mode is " + now.words())
+	g.note("mode is " + now.words() + ", on link loss: " + now.onLoss)
 	return nil
+}
+
+// lookAgain lets the goroutine that waits for the replica see a change of policy.
+func (s *source) lookAgain() {
+	if s.link == nil {
+		return
+	}
+	if s.g.snapshot().Apart != nil {
+		s.eng.Alone(s.mayContinue())
+	}
+	select {
+	case s.poke <- struct{}{}:
+	default:
+	}
 }
 
 func (p policy) words() string {

@@ -115,7 +115,7 @@ func (g *group) openMap(f *groupFile, d *diskFile) (*changemap.Map, error) {
 		return changemap.Create(g.d.fs, path, o, false)
 	}
 	m, err := changemap.Open(g.d.fs, path, o)
-	if !errors.Is(err, changemap.ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
+	if !lost(err) {
 		return m, err
 	}
 	// The loss is durable before the full map that takes its place.
@@ -123,6 +123,11 @@ func (g *group) openMap(f *groupFile, d *diskFile) (*changemap.Map, error) {
 	if err := g.update(func(f *groupFile) { f.ChangesLost = strings.TrimPrefix(f.ChangesLost+"; "+why, "; ") }); err != nil {
 		return nil, err
 	}
+	return g.replaceMap(path, o)
+}
+
+// replaceMap puts a full map in the place of one that was lost.
+func (g *group) replaceMap(path string, o changemap.Origin) (*changemap.Map, error) {
 	if err := g.d.fs.Rename(path, path+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("put what is left of it aside: %w", err)
 	}

@@ -8,7 +8,6 @@ import (
 	"kagami/appliance/control"
 	"kagami/ext4j"
 	"kagami/ext4j/activelog"
-	"kagami/ext4j/changemap"
 	"kagami/ext4j/epoch"
 	"kagami/replica/wire"
 )
@@ -134,7 +133,7 @@ func (g *group) becomeSource() error {
 	}
 	return g.update(func(f *groupFile) {
 		f.Role, f.Delta, f.Complete, f.Compare, f.TakeBack = RoleSource, true, false, why, false
-		f.Replica, f.Begun, f.Clean = epoch.UUID{}, 0, nil
+		f.Replica, f.Begun, f.Clean, f.Boot = epoch.UUID{}, 0, nil, g.d.bootID // the other site has just agreed
 	})
 }
 
@@ -176,15 +175,12 @@ func runRange(run wire.Run) ext4j.Range {
 func (s *source) changedRanges(f *groupFile) ([]ext4j.Range, error) {
 	var out []ext4j.Range
 	for _, d := range f.Disks {
-		m, err := changemap.Open(s.g.d.fs, s.g.mapPath(&d), f.origin(&d))
+		regions, err := readMap(s.g.d.fs, s.g.mapPath(&d), f.origin(&d))
 		if err != nil {
 			return nil, fmt.Errorf("record of changes of disk %s: %w", d.Name, err)
 		}
-		for _, run := range join(d.Slot, m.Regions(), 1) {
+		for _, run := range join(d.Slot, regions, 1) {
 			out = append(out, runRange(run))
-		}
-		if err := m.Close(); err != nil {
-			return nil, fmt.Errorf("record of changes of disk %s: %w", d.Name, err)
 		}
 	}
 	return out, nil

@@ -169,6 +169,7 @@ func (g *group) takeReturn(m wire.Manifest, dry bool) (wire.ReturnResponse, erro
 	g.alarm("changes", "")
 	g.alarm(splitAlarm, "")
 	g.alarm(takeBackAlarm, "")
+	g.removeApart(f)
 	g.input(Returned, fmt.Sprintf("site %s is the source now, what differs here is overwritten", f.Peer))
 	if branch != "" {
 		g.note(fmt.Sprintf("what this site has beyond the failover is kept as %s (kagami branches %s)", branch, g.name))
@@ -208,13 +209,13 @@ func (g *group) preview(f *groupFile, m wire.Manifest) (*wire.Returned, error) {
 	r := &wire.Returned{Lineage: m.Lineage, RegionBytes: regionBytes}
 	switch {
 	case src == nil:
-		whole, all, err := g.divergedActive(f, m)
+		whole, all, err := g.divergedActive(f, m) // not a promoted group: that is open
 		if r.Whole, r.Runs = whole, runsOf(all); whole != "" {
 			r.Runs = wholeRuns(f)
 		}
 		return r, err
 	case src.log != nil:
-		r.Runs = runsOf(regionsOf(src.log.Regions()))
+		r.Runs = runsOf(src.mayDiffer())
 		if r.Whole = cmp.Or(f.Compare, behindFork(f, m, src.log.Floor(), src.log.Follower())); r.Whole != "" {
 			r.Runs = wholeRuns(f)
 		}
@@ -242,6 +243,7 @@ func (g *group) settleReturn(f *groupFile, m wire.Manifest) (*wire.Returned, str
 		f.Replica, f.Begun, f.Complete, f.Phase, f.Clean, f.Compare = epoch.NewUUID(), 0, false, "", nil, ""
 		f.Changes, f.ChangesLost, f.Delta, f.TakeBack = false, "", false, false
 		f.Fenced, f.Failover, f.Returned, f.Discards = "", nil, r, nil
+		f.Apart, f.Required, f.Boot = nil, f.Required&^featureApart, ""
 	})
 }
 
@@ -331,7 +333,17 @@ func (g *group) divergedActive(f *groupFile, m wire.Manifest) (whole string, all
 		return "", nil, err
 	}
 	floor, who := log.Floor(), log.Follower()
-	return behindFork(f, m, floor, who), regionsOf(regions), log.Close()
+	if err := log.Close(); err != nil {
+		return "", nil, err
+	}
+	whole, all, err = g.apartRegions(f)
+	if err != nil || whole != "" {
+		return whole, nil, err
+	}
+	for slot, active := range regionsOf(regions) {
+		all[slot] = mergeRegions(all[slot], active)
+	}
+	return behindFork(f, m, floor, who), all, nil
 }
 
 // behindFork says why the active log does not name all that may differ from what
@@ -364,18 +376,36 @@ func (g *group) divergedChanges(f *groupFile, m wire.Manifest) (whole string, al
 	}
 	all = map[uint32][]uint64{}
 	for _, d := range f.Disks {
-		m, err := changemap.Open(g.d.fs, g.mapPath(&d), f.origin(&d))
-		if errors.Is(err, changemap.ErrCorrupt) || errors.Is(err, fs.ErrNotExist) {
+		regions, err := readMap(g.d.fs, g.mapPath(&d), f.origin(&d))
+		if lost(err) {
 			return err.Error(), nil, nil
 		} else if err != nil {
 			return "", nil, err
 		}
-		all[d.Slot] = m.Regions()
-		if err := m.Close(); err != nil {
-			return "", nil, err
-		}
+		all[d.Slot] = regions
 	}
 	return whole, all, nil
+}
+
+// readMap reads a record of changes that nobody writes any more.
+func readMap(fsys images.FS, path string, o changemap.Origin) ([]uint64, error) {
+	m, err := changemap.Open(fsys, path, o)
+	if err != nil {
+		return nil, err
+	}
+	return m.Regions(), m.Close()
+}
+
+// lost tells of an error of changemap.Open that the map cannot be known.
+func lost(err error) bool {
+	return errors.Is(err, changemap.ErrCorrupt) || errors.Is(err, fs.ErrNotExist)
+}
+
+// mergeRegions is the union of two lists.
+func mergeRegions(a, b []uint64) []uint64 {
+	out := slices.Concat(a, b)
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // imagesChanged says which image is not what this group left; "" when all are.

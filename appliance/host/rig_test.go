@@ -42,6 +42,7 @@ type site struct {
 	address    string
 	extra      string // of its config file
 	file       string // in its place
+	boot       string // "": the machine's own
 	host       *fakeHost
 	log        *logBuffer
 	control    *control.Client
@@ -194,8 +195,11 @@ func (s *site) daemon(peer *site) *Daemon {
 	s.t.Helper()
 	s.fs, s.conn = newMortalFS(), &conn{h: s.host, died: make(chan struct{})}
 	d := newDaemon(s.config(peer), "test", s.fs, slog.New(slog.NewTextHandler(s.log, nil)))
+	if s.boot != "" {
+		d.bootID = s.boot
+	}
 	d.pause = pauses{link: 3 * time.Second, tend: 200 * time.Millisecond, libvirt: 500 * time.Millisecond, resume: 5 * time.Second,
-		farewell: 500 * time.Millisecond, beside: 300 * time.Millisecond, takeBack: 200 * time.Millisecond}
+		farewell: 500 * time.Millisecond, beside: 300 * time.Millisecond, apart: 300 * time.Millisecond, stuck: 4 * time.Second, takeBack: 200 * time.Millisecond}
 	if d.dial != nil {
 		c := s.conn
 		d.dial = func(context.Context) (Hypervisor, error) {

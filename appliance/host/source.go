@@ -28,8 +28,9 @@ type source struct {
 	exports []*export
 	link    *ship.Link // nil: promoted, no replica
 	log     *activelog.Log
-	close   func() error // closes the record of changes
-	changes changes      // promoted: the record of changes
+	rec     *ext4j.Recorders // the log, or while the group is apart, its maps
+	close   func() error     // closes the record of changes
+	changes changes          // promoted: the record of changes
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 
@@ -42,17 +43,20 @@ type source struct {
 	unfinished *plan              // a resync that was broken off
 	empty      bool               // images made just now: a block copy will fill them
 	replaced   bool               // the replica is another one than this life began with, and not compared yet
+	away       time.Time          // when the replica was attached last, or this life began
 
 	asked    atomic.Bool   // the peer was asked to attach, and may have a replica
 	refused  chan error    // the peer's refusals; one is kept
 	filled   chan struct{} // closed when a first sync may end: no block copy is under way
 	complete chan struct{} // closed when the first sync has ended
+	poke     chan struct{} // has one token when the policy was changed
 
 	mu      sync.Mutex
 	binding *ship.Binding
 	base    epoch.Pos     // where the replica stood when the session began
 	synced  chan struct{} // closed when the group is attached and complete or may be filled
 	last    wire.Ack
+	maps    changes // while the group is apart
 }
 
 // startSource opens a source's images and record of changes, raises the
@@ -77,7 +81,7 @@ func (g *group) openSource(fresh bool) (*source, error) {
 		return nil, fmt.Errorf("group %s replicates to site %q, which is not among the peers of the config file", g.name, f.Peer)
 	}
 	s := &source{g: g, limits: g.d.limits(g.name), link: link, clean: f.Clean, empty: fresh, synced: make(chan struct{}),
-		refused: make(chan error, 1), filled: make(chan struct{}), complete: make(chan struct{})}
+		refused: make(chan error, 1), filled: make(chan struct{}), complete: make(chan struct{}), poke: make(chan struct{}, 1), away: time.Now()}
 	if !fresh {
 		s.allFilled()
 	}
@@ -89,13 +93,13 @@ func (g *group) openSource(fresh bool) (*source, error) {
 	}
 	// The session is durable, and the clean mark gone, before the first write.
 	if err := g.update(func(f *groupFile) { f.Session++; f.Clean = nil }); err != nil {
-		return nil, errors.Join(err, s.log.Close(), g.closeImages())
+		return nil, errors.Join(err, s.closeRecords(), g.closeImages())
 	}
 	eyes := ext4j.Eyes{Follow: g.d.cfg.Ext4.Follow, LocalFlushes: g.d.cfg.Ext4.LocalFlushes}
-	s.eng = ext4j.NewGroup(ext4j.Options{Recorder: s.log, MaxExtent: s.maxExtent(), Eyes: eyes, Limits: ext4j.Limits{
+	s.eng = ext4j.NewGroup(ext4j.Options{Recorder: s.rec, MaxExtent: s.maxExtent(), Eyes: eyes, Limits: ext4j.Limits{
 		QueueBytes: s.limits.QueueBytes, EpochBytes: s.limits.EpochBytes, EpochAge: s.limits.EpochAge}})
 	s.eng.SetMode(g.policy().engine(s.limits.QueueBytes))
-	s.close = s.log.Close
+	s.close = s.closeRecords
 	return s, nil
 }
 
@@ -186,8 +190,19 @@ func (s *source) openLog(f *groupFile) error {
 		return err
 	}
 	s.log, s.active, s.floor, s.follower = log, ranges(regions), log.Floor(), log.Follower()
+	if f.Apart == nil {
+		s.rec = ext4j.NewRecorders(log, nil)
+		return nil
+	}
+	if s.maps, err = s.g.openApart(f); err != nil {
+		return errors.Join(err, log.Close())
+	}
+	s.rec = ext4j.NewRecorders(log, s.maps)
 	return nil
 }
+
+// closeRecords closes the active log and the maps of a group that is apart.
+func (s *source) closeRecords() error { return errors.Join(s.log.Close(), s.apartMaps().close()) }
 
 // mustHaveLog looks for the log of a group that has served before. Opening a
 // missing one makes an empty one, which would say that nothing differs.

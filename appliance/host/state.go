@@ -7,13 +7,15 @@ type State string
 
 // The states of a source (first block), of a replica (second), and of either.
 const (
-	Syncing   State = "syncing"    // the first sync runs: unprotected
-	Streaming State = "streaming"  // every FLUSH is answered by both sites
-	Stalled   State = "stalled"    // the link is lost: FLUSH waits
-	Resyncing State = "resyncing"  // regions that may differ are compared and shipped
-	Detached  State = "unmirrored" // promoted and serving, without a replica
-	Fenced    State = "fenced"     // superseded by a promotion elsewhere: serves nothing
-	Leaving   State = "leaving"    // ended here: serves nothing; the replica's site has to be told
+	Syncing   State = "syncing"   // the first sync runs: unprotected
+	Streaming State = "streaming" // every FLUSH is answered by both sites
+	Stalled   State = "stalled"   // the link is lost: FLUSH waits
+	// Disconnected: the replica is away and the group goes on without it: FLUSH is answered by this site alone.
+	Disconnected State = "disconnected"
+	Resyncing    State = "resyncing"  // regions that may differ are compared and shipped
+	Detached     State = "unmirrored" // promoted and serving, without a replica
+	Fenced       State = "fenced"     // superseded by a promotion elsewhere: serves nothing
+	Leaving      State = "leaving"    // ended here: serves nothing; the replica's site has to be told
 	// Undeclared: the config file declares the group's disks no more. It serves
 	// nothing, and only a start of the daemon leads in or out.
 	Undeclared State = "undeclared"
@@ -31,6 +33,7 @@ type Input string
 // Inputs of the state machine.
 const (
 	LinkLost     Input = "link lost"
+	WentOn       Input = "went on alone"
 	Attached     Input = "attached" // the replica follows the stream
 	SyncBegun    Input = "first sync begun"
 	SyncEnded    Input = "first sync ended"
@@ -56,11 +59,13 @@ const (
 var transitions = map[State]map[Input]State{
 	Syncing:   {LinkLost: Stalled, Attached: Syncing, SyncBegun: Syncing, SyncEnded: Streaming, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
 	Streaming: {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
-	Stalled:   {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
-	Resyncing: {LinkLost: Stalled, ResyncBegun: Resyncing, ResyncEnded: Streaming, Superseded: Fenced, Released: Detached},
-	Detached:  {Released: Detached, Mirrored: Stalled, Returned: Waiting},
-	Fenced:    {LinkLost: Fenced, Superseded: Fenced, Returned: Waiting, Chosen: Detached},
-	Leaving:   {LinkLost: Leaving},
+	Stalled:   {LinkLost: Stalled, WentOn: Disconnected, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
+	// A refused attachment is a lost link, too.
+	Disconnected: {WentOn: Disconnected, LinkLost: Stalled, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
+	Resyncing:    {LinkLost: Stalled, ResyncBegun: Resyncing, ResyncEnded: Streaming, Superseded: Fenced, Released: Detached},
+	Detached:     {Released: Detached, Mirrored: Stalled, Returned: Waiting},
+	Fenced:       {LinkLost: Fenced, Superseded: Fenced, Returned: Waiting, Chosen: Detached},
+	Leaving:      {LinkLost: Leaving},
 	// Undeclared takes nothing.
 	Waiting:   {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
 	Receiving: {SourceCame: Receiving, SourceLeft: Waiting, PromoteBegun: Promoting},
@@ -85,7 +90,7 @@ func Next(from State, in Input, may Authority) (State, error) {
 	if !ok {
 		return from, fmt.Errorf("a group that is %s cannot take %q", from, in)
 	}
-	if (in == PromoteBegun || in == Promoted || in == Released || in == Chosen) && !may {
+	if (in == PromoteBegun || in == Promoted || in == Released || in == Chosen || in == WentOn) && !may {
 		return from, fmt.Errorf("this site has no authority to serve the group")
 	}
 	return to, nil

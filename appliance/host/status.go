@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"kagami/appliance/config"
 	"kagami/appliance/control"
 	"kagami/ext4j"
 	"kagami/ext4j/epoch"
@@ -54,7 +53,7 @@ func (g *group) status() control.Group {
 	g.mu.Lock()
 	f, src, rep := g.file, g.src, g.rep
 	st := control.Group{Name: f.Name, ID: f.ID.String(), VM: f.VM, Role: string(f.Role), State: string(g.state), Since: g.since, Reason: g.reason,
-		Complete: f.Complete, OnLinkLoss: config.DefaultOnLinkLoss, Peer: f.Peer, Lineage: f.Lineage.String(), Session: f.Session, Disks: []control.Disk{}}
+		Complete: f.Complete, Peer: f.Peer, Lineage: f.Lineage.String(), Session: f.Session, Disks: []control.Disk{}}
 	for _, kind := range slices.Sorted(maps.Keys(g.alarms)) {
 		st.Alarms = append(st.Alarms, g.alarms[kind])
 	}
@@ -66,7 +65,7 @@ func (g *group) status() control.Group {
 	}
 	g.mu.Unlock()
 	p := g.policy().control(g.name, g.d.limits(g.name).QueueBytes)
-	st.Mode, st.AsyncBytes, st.AsyncSeconds = p.Mode, p.AsyncBytes, p.AsyncSeconds
+	st.Mode, st.AsyncBytes, st.AsyncSeconds, st.OnLinkLoss = p.Mode, p.AsyncBytes, p.AsyncSeconds, p.OnLinkLoss
 	if link := g.d.links[f.Peer]; link != nil {
 		st.PeerUp = link.Status().Connected
 	}
@@ -114,7 +113,9 @@ func (s *source) status(st *control.Group) {
 	if s.link == nil {
 		return
 	}
-	st.Regions = len(s.log.Regions())
+	for _, regions := range s.mayDiffer() {
+		st.Regions += len(regions)
+	}
 	if why := s.g.snapshot().Compare; why != "" {
 		st.Alarms = append(st.Alarms, "not protected until both sites have been compared: "+why)
 	}
@@ -146,7 +147,7 @@ func fileSystems(seen ext4j.Seen) []control.FileSystem {
 func (g *group) replicaVouchedFor() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.file.Compare == "" && g.alarms[noReplica] == ""
+	return g.file.Compare == "" && g.file.Apart == nil && g.alarms[noReplica] == ""
 }
 
 // replicaStatus adds what a replica knows.

@@ -162,6 +162,7 @@ func (f *groupFile) chosen(against epoch.UUID) *groupFile {
 	}
 	next.Past = append(slices.Clone(f.Past[max(0, len(f.Past)-maxPast+1):]), epoch.Pos{Lineage: f.Lineage, Session: f.Session})
 	next.Role, next.Lineage, next.Session, next.Fenced = RolePromoted, epoch.NewUUID(), 1, ""
+	next.Apart, next.Required, next.Boot = nil, f.Required&^featureApart, ""
 	next.Replica, next.Begun, next.Clean, next.Compare, next.Changes, next.ChangesLost = epoch.UUID{}, 0, nil, "", true, ""
 	next.Failover = &failoverRecord{AtNs: time.Now().UnixNano(), From: next.Past[len(next.Past)-1], Notes: []string{"chosen by an operator over lineage " + against.String()}}
 	return &next
@@ -191,6 +192,7 @@ func (g *group) choose(next *groupFile) error {
 		g.keepSuperseded()
 		return err
 	}
+	g.removeApart(f)
 	g.alarm(fencedAlarm, "")
 	g.input(Chosen, "an operator decided for the data of this site")
 	if err := g.startPromoted(); err != nil {

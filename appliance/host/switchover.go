@@ -201,6 +201,10 @@ func (d *Daemon) handOver(ctx context.Context, g *group, src *source) (epoch.Pos
 	if err == nil && clean == nil {
 		err = errors.New("not everything could be acknowledged")
 	}
+	if err == nil {
+		// From here on the other site may have taken over: nothing is served here before it answers.
+		err = g.update(func(f *groupFile) { f.Boot = "" })
+	}
 	if err != nil {
 		return epoch.Pos{}, fmt.Errorf("ship what is left: %w", err)
 	}

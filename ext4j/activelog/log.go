@@ -19,6 +19,8 @@ var (
 	ErrTooLarge = errors.New("request touches more regions than the active log holds")
 	// ErrClosed: the log was closed.
 	ErrClosed = errors.New("active log is closed")
+	// ErrInterrupted: Interrupt ended the wait.
+	ErrInterrupted = errors.New("wait for active log was interrupted")
 	// ErrPinned: Clear while a region is in use.
 	ErrPinned = errors.New("regions are in use")
 )
@@ -145,7 +147,7 @@ func (l *Log) span(disk uint32, off, n int64) (span, error) {
 // no I/O and does not wait, unless others wait for room. A goroutine must not
 // call it while it holds a pin.
 //
-// Errors: ErrTooLarge, the context's, and those that ended the log; then
+// Errors: ErrTooLarge, ErrInterrupted, the context's, and those that ended the log; then
 // nothing is pinned.
 func (l *Log) Acquire(ctx context.Context, disk uint32, off, n int64) error {
 	sp, err := l.span(disk, off, n)
@@ -187,6 +189,18 @@ func (l *Log) cancel(r *request, ctx context.Context) error {
 	}
 	l.wake() // the others may go on without it
 	return fmt.Errorf("wait for active log: %w", context.Cause(ctx))
+}
+
+// Interrupt makes the acquirers that wait in the queue return ErrInterrupted. Those
+// whose additions are being written return with their pins.
+func (l *Log) Interrupt() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.queue {
+		r.err = ErrInterrupted
+		close(r.done)
+	}
+	l.queue, l.starved = nil, false
 }
 
 // Release undoes one Acquire of the same range: the pwrites have returned,
