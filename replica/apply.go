@@ -174,6 +174,11 @@ func (g *Group) applyFailed(err error) error {
 	if to := g.redoing.Load().Pos.LSN; to > applied {
 		d = damage{Why: fmt.Sprintf("%s: %v", tornText(applied, to), err), Torn: true}
 	}
+	// What a redo has written that stopped half-way is durable before anybody compares it:
+	// it would count as equal, and no redo brings it back any more.
+	if err := g.settleImages(); err != nil {
+		return g.fail(err)
+	}
 	ch, rerr := g.fallBack(d)
 	if rerr != nil {
 		return g.fail(rerr)

@@ -70,9 +70,11 @@ func (g *Group) recallDamage(lost string) error {
 	return nil
 }
 
-// settleImages is for images that a batch was being written to at the last end: it may
-// have come from a failed fdatasync, after which what the cache holds is not what the
-// disk does. A redo writes all of it again; without one, a compare has to see the disk.
+// settleImages is for images that a batch was being written to, at the last end or when
+// its spool turned out to be damaged. That end may have come from a failed fdatasync, after
+// which what the cache holds is not what the disk does; and what the batch has written by
+// now may be in the cache alone. A redo writes all of it again; without one, a compare has
+// to see the disk. Called by recover, or with applying held.
 func (g *Group) settleImages() error {
 	if g.redoing.Load().Pos.LSN <= g.applied.LSN {
 		return nil
