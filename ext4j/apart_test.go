@@ -194,6 +194,10 @@ func TestRecordersSwitch(t *testing.T) {
 		for log.Count() < 8 {
 			time.Sleep(100 * time.Microsecond)
 		}
+		for !log.Pressure() {
+			time.Sleep(100 * time.Microsecond)
+		}
+		r.Together() // somebody waits in the log, which it is already
 		m := &markedRecorder{marks: map[int64]bool{}}
 		r.GoApart(m)
 		if r.Apart() != m {

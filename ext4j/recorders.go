@@ -54,8 +54,12 @@ func (r *Recorders) GoApart(rec Recorder) {
 }
 
 // Together records in the log again. What the other recorder names by the time it
-// returns, and the log, is all that may differ.
+// returns, and the log, is all that may differ. Where the log records already it does
+// nothing: what waits for room there holds on to it.
 func (r *Recorders) Together() {
+	if r.Apart() == nil {
+		return
+	}
 	r.mu.Lock()
 	r.apart = nil
 	r.mu.Unlock()
