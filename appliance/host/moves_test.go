@@ -263,9 +263,6 @@ func (m *mover) reprotect() {
 		cancel()
 		wg.Wait()
 		m.p.start(victim, m.other(victim))
-		if g := m.here.group(testVM); g.Role == "source" {
-			m.here.awaitState(testVM, g.State) // it serves
-		}
 	}
 	m.p.awaitLinks()
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {

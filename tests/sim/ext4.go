@@ -193,7 +193,8 @@ func (p *player) formatted(g *guest) bool {
 			return false
 		}
 	}
-	if !p.flush(g) {
+	ok, waited := p.flush(g)
+	if !ok {
 		return false
 	}
 	p.mu.Lock()
@@ -201,7 +202,7 @@ func (p *player) formatted(g *guest) bool {
 	if g.ctx.Err() != nil {
 		return false
 	}
-	if p.fresh, p.next = false, 0; p.w.c.AsyncAge == 0 {
+	if p.fresh, p.next = false, 0; p.w.c.AsyncAge == 0 && waited {
 		p.promise = 0
 	}
 	return true
@@ -212,18 +213,18 @@ func (p *player) step(g *guest) {
 	p.mu.Lock()
 	n := p.next
 	p.mu.Unlock()
-	var ok bool
+	var ok, waited bool
 	if step := p.s.Steps[n]; step.Data != nil {
 		ok = p.write(g, step.Off, step.Data)
 	} else {
-		ok = p.flush(g)
+		ok, waited = p.flush(g)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !ok || g.ctx.Err() != nil {
 		return
 	}
-	if p.s.Steps[n].Data == nil && p.w.c.AsyncAge == 0 {
+	if p.s.Steps[n].Data == nil && p.w.c.AsyncAge == 0 && waited {
 		p.promise = n
 		p.tally.flushes++
 	}
@@ -232,16 +233,17 @@ func (p *player) step(g *guest) {
 	}
 }
 
-func (p *player) flush(g *guest) bool {
+func (p *player) flush(g *guest) (ok, waited bool) {
 	var m marks
-	_, ok := g.try(0, func(a *attachment) error {
-		m = g.w.history.Answered()
+	var alone int64
+	_, ok = g.try(0, func(a *attachment) error {
+		m, alone = g.w.history.Answered(), g.w.alone.Load()
 		return g.w.flush(a, 0)
 	})
 	if ok {
-		g.w.promised(m, 0)
+		g.w.promised(m, 0, alone)
 	}
-	return ok
+	return ok, g.w.waited(alone)
 }
 
 func (p *player) write(g *guest, off int64, b []byte) bool {

@@ -22,6 +22,7 @@ type guest struct {
 // attachment is one connection of the guest to one life of the daemon.
 type attachment struct {
 	src     *source
+	alone   int64   // what World.alone was then
 	entered []marks // per disk: what was answered when the guest connected; nil once checked
 }
 
@@ -132,8 +133,9 @@ func (g *guest) change(disk uint32, off, n int64, v version, fua bool, do func(a
 	var m marks
 	var from epochMark
 	var due marks
+	var alone int64
 	a, ok := g.try(disk, func(a *attachment) error {
-		m, from, due = h.Answered(), markOf(a.src), g.w.aged()
+		m, from, due, alone = h.Answered(), markOf(a.src), g.w.aged(), g.w.alone.Load()
 		return do(a)
 	})
 	if !ok {
@@ -148,7 +150,7 @@ func (g *guest) change(disk uint32, off, n int64, v version, fua bool, do func(a
 	}
 	if fua {
 		h.answerInto(m, disk, off, v, before)
-		g.w.promised(m, disk)
+		g.w.promised(m, disk, alone)
 	}
 }
 
@@ -165,11 +167,12 @@ func markOf(s *source) epochMark {
 
 func (g *guest) flush(disk uint32) {
 	var m marks
+	var alone int64
 	if _, ok := g.try(disk, func(a *attachment) error {
-		m = g.w.history.Answered()
+		m, alone = g.w.history.Answered(), g.w.alone.Load()
 		return g.w.flush(a, disk)
 	}); ok {
-		g.w.promised(m, disk)
+		g.w.promised(m, disk, alone)
 	}
 }
 

@@ -41,6 +41,9 @@ const (
 	NoSums          Mutant = "a wrong checksum in the spool is not noticed"
 	NoFolderSync    Mutant = "folders are not fsynced"
 	Reordered       Mutant = "two overlapping writes are applied in the wrong order"
+	NoMaps          Mutant = "what changes without the replica is not recorded"
+	KeepAlone       Mutant = "FLUSHes are answered alone for ever"
+	ForgetApart     Mutant = "that the source went on without the replica is forgotten by a restart"
 	WritesOvertake  Mutant = "a record enters the stream after its request was answered"
 )
 

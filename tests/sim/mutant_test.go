@@ -36,6 +36,9 @@ func TestMutants(t *testing.T) {
 		{Reordered, 10, nil, nil},
 		{StaleView, 40, cutWhilePlaying, nil},
 		{ClearPending, 20, cutWhilePlaying, nil},
+		{NoMaps, 20, awayAndBack, continues},
+		{ForgetApart, 20, awayAndBack, continues},
+		{KeepAlone, 20, awayAndBack, continues},
 	} {
 		if raceEnabled && i >= 1 {
 			break
@@ -55,12 +58,16 @@ func TestMutants(t *testing.T) {
 // TestScripts plays the mutants' scripts without a mutant.
 func TestScripts(t *testing.T) {
 	for name, script := range map[string]func(*World) error{"strangersRead": strangersRead, "crashInCompare": crashInCompare,
-		"rotAndRestart": rotAndRestart, "endUnheard": endUnheard, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie} {
+		"rotAndRestart": rotAndRestart, "endUnheard": endUnheard, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie, "awayAndBack": awayAndBack} {
 		if raceEnabled && name != "crashInCompare" {
 			continue
 		}
 		for seed := uint64(1); seed <= 2; seed++ {
-			if err, log := play(t, run{seed: seed, script: script}); err != nil {
+			var tweak func(*Config)
+			if name == "awayAndBack" {
+				tweak = continues
+			}
+			if err, log := play(t, run{seed: seed, script: script, tweak: tweak}); err != nil {
 				t.Errorf("%s, seed %d: %v\n%s", name, seed, err, log)
 			}
 		}
@@ -86,6 +93,46 @@ func strangersRead(w *World) error {
 // roomy lets nothing but the bound of mode async hold clients up.
 func roomy(c *Config) {
 	c.AsyncAge, c.ThinkTime, c.QueueBytes, c.MaxRegions = 300*time.Millisecond, 60*time.Millisecond, 1<<20, 256
+}
+
+// continues lets the source go on when the replica is away.
+func continues(c *Config) { c.Continue, c.AsyncAge = true, 0 }
+
+// awayAndBack: the link is cut for so long that the source goes on alone, and it dies
+// in that time or while it comes back; in between, the source is lost.
+func awayAndBack(w *World) error {
+	if err := w.await("the first sync ends", w.protected.Load); err != nil {
+		return err
+	}
+	for range 3 {
+		w.net.Cut(true)
+		time.Sleep(7100 * time.Millisecond) // noticed after 5 s, alone after 2 more
+		w.rest(time.Second)
+		if w.rng.IntN(2) == 0 {
+			w.dieSource(w.rng.IntN(2) == 0)
+			if err := w.startUp(func() error { return w.sourceUp(w.killed) }, w.dyingSource); err != nil {
+				return err
+			}
+			w.rest(4 * time.Second)
+		}
+		w.net.Cut(false)
+		w.rest(2 * time.Second)
+		if w.rng.IntN(3) == 0 {
+			w.dieSource(w.rng.IntN(2) == 0)
+			if err := w.startUp(func() error { return w.sourceUp(w.killed) }, w.dyingSource); err != nil {
+				return err
+			}
+		}
+		w.rest(8 * time.Second)
+		if err := w.Disaster(); err != nil {
+			return err
+		}
+		w.bury()
+		if err := w.bringUp(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // cutWhilePlaying: the link is cut again and again, and the source lost, while an

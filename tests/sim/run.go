@@ -288,7 +288,7 @@ func (w *World) cleanRestart() error {
 		}
 		return nil
 	}
-	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !w.linkTrouble() {
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ext4j.ErrApart) && !w.linkTrouble() {
 		return fmt.Errorf("clean stop: %w", err)
 	}
 	w.killed = !w.sourceDown(false)
@@ -414,7 +414,7 @@ func (w *World) heal() error {
 // the replica, nothing may differ.
 func (w *World) verify() error {
 	f := w.src.snapshot()
-	if !f.Complete || f.Compare != "" || w.rotten || w.rep.group.Status().Damaged != "" {
+	if !f.Complete || f.Compare != "" || f.Apart != 0 || w.rotten || w.rep.group.Status().Damaged != "" {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -427,7 +427,7 @@ func (w *World) verify() error {
 	if err != nil {
 		w.note("the comparison was broken off: %v", err) // by a resync, or a link that is lost
 	}
-	if f := w.src.snapshot(); v.Differ > 0 && f.Compare == "" && !w.src.eng.Stats().Resyncing {
+	if f := w.src.snapshot(); v.Differ > 0 && f.Compare == "" && f.Apart == 0 && !w.src.eng.Stats().Resyncing {
 		return fmt.Errorf("a comparison found %d of %d chunks different", v.Differ, v.Compared)
 	}
 	w.compared += v.Compared

@@ -24,6 +24,7 @@ type sourceState struct {
 	Complete bool
 	Clean    *cleanState
 	Compare  string // why everything must be compared, until it was
+	Apart    uint64 // the session in which the source went on without the replica; 0: it did not
 }
 
 type cleanState struct {
@@ -40,6 +41,8 @@ type source struct {
 	state sourceState
 	imgs  []*images.Image
 	log   *activelog.Log
+	rec   *ext4j.Recorders
+	maps  apartMaps // while the source is apart
 	eng   *ext4j.Group
 	disks []*ext4j.Disk
 	link  *ship.Link
@@ -54,6 +57,7 @@ type source struct {
 	unfinished *plan
 	forgetful  string // of the mutant ForgetCompare: what should be durable
 	base       epoch.Pos
+	whole      marks // what was answered when the session began
 }
 
 const (
@@ -93,7 +97,7 @@ func startSource(w *World, fsys *fault.FS) (*source, error) {
 		s.shut()
 		return nil, err
 	}
-	s.eng = ext4j.NewGroup(ext4j.Options{Eyes: w.eyes(), Recorder: mutateRecorder(w.mutant, s.log), MaxExtent: int64(w.c.MaxRegions) * regionBytes / 4,
+	s.eng = ext4j.NewGroup(ext4j.Options{Eyes: w.eyes(), Recorder: mutateRecorder(w.mutant, s.rec), MaxExtent: int64(w.c.MaxRegions) * regionBytes / 4,
 		Limits: ext4j.Limits{QueueBytes: w.c.QueueBytes, EpochBytes: w.c.EpochBytes, EpochAge: w.c.EpochAge}})
 	s.eng.SetMode(w.mode())
 	for slot, img := range s.imgs {
@@ -140,6 +144,9 @@ func (s *source) openAll() error {
 		return fmt.Errorf("open active log: %w", err)
 	}
 	s.log, s.active, s.floor = log, ranges(regions), log.Floor()
+	if err := s.openApart(); err != nil {
+		return err
+	}
 	return s.update(func(f *sourceState) {
 		f.Clean = nil
 		if s.w.mutant != ReuseSession {
@@ -238,6 +245,7 @@ func (s *source) shut() {
 	if s.log != nil {
 		_ = s.log.Close()
 	}
+	s.maps.close()
 	for _, img := range s.imgs {
 		_ = img.Close()
 	}
@@ -246,7 +254,7 @@ func (s *source) shut() {
 // follow keeps the group attached until ctx ends.
 func (s *source) follow(ctx context.Context) {
 	for ctx.Err() == nil {
-		sess, err := s.link.Session(ctx)
+		sess, err := s.awaitLink(ctx)
 		if err != nil {
 			return
 		}
@@ -255,7 +263,14 @@ func (s *source) follow(ctx context.Context) {
 			return
 		}
 		s.w.note("source: detached: %v", err)
-		if sleep(ctx, time.Second) != nil {
+		pause := time.Second
+		if errors.Is(err, errStuck) {
+			pause = stuckGrace
+		}
+		if (s.eng.Stats().Alone || errors.Is(err, errStuck)) && s.goApart() != nil {
+			return
+		}
+		if sleep(ctx, pause) != nil {
 			return
 		}
 	}
@@ -267,6 +282,9 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		return err
 	}
 	p := s.plan(resp)
+	if s.snapshot().Apart != 0 {
+		p = planApart(p)
+	}
 	if err := s.recordPlan(p); err != nil {
 		s.eng.Fail(err)
 		return err
@@ -285,13 +303,20 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		case <-ctx.Done():
 		}
 	})
+	s.wg.Go(func() { s.watchProgress(ctx, cancel) })
 	if p.begin {
+		var parted []ext4j.Range
+		if s.snapshot().Apart != 0 {
+			parted = s.rejoin()
+		}
+		s.whole = s.w.history.Answered()
 		s.base = resp.Pos
 		s.eng.LimitHold(resp.SpoolBytes / 8)
 		s.eng.Begin(lineage, s.snapshot().Session, resp.Pos.LSN+1, p.hold && s.w.mutant != NoHold)
 		s.begun, s.unfinished = true, nil
 		if p.active {
 			p.scan = append(ranges(s.log.Regions()), p.scan...)
+			p.scan = append(p.scan, parted...)
 		}
 		if err := s.tellBegin(p, resp.Pos); err != nil {
 			return err
@@ -386,6 +411,8 @@ func (s *source) plan(resp wire.AttachResponse) plan {
 		p := *s.unfinished
 		p.raise, p.active = true, true
 		return p
+	case s.begun && f.Apart != 0 && f.Compare == "" && s.forgetful == "" && resp.Pos.LSN >= s.eng.Stats().Ack:
+		return plan{scan: s.active}
 	case s.begun:
 		return s.planCompare(fmt.Sprintf("the replica went back to record %d", resp.Pos.LSN))
 	case f.Compare != "" || s.forgetful != "":
@@ -449,10 +476,12 @@ func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) erro
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return err
 	}
-	if err := s.update(func(f *sourceState) { f.Complete, f.Compare = true, "" }); err != nil {
+	s.together()
+	if err := s.update(func(f *sourceState) { f.Complete, f.Compare, f.Apart = true, "", 0 }); err != nil {
 		s.eng.Fail(err)
 		return err
 	}
+	s.dropApart()
 	s.w.protected.Store(true)
 	s.releasePins()
 	s.w.note("source: first sync in session %d has ended", s.snapshot().Session)
@@ -486,11 +515,13 @@ func (s *source) endResumed(ctx context.Context) error {
 }
 
 func (s *source) resynced() error {
-	if f := s.snapshot(); f.Compare != "" || !f.Complete {
-		if err := s.update(func(f *sourceState) { f.Complete, f.Compare = true, "" }); err != nil {
+	if f := s.snapshot(); f.Compare != "" || !f.Complete || f.Apart != 0 {
+		s.together()
+		if err := s.update(func(f *sourceState) { f.Complete, f.Compare, f.Apart = true, "", 0 }); err != nil {
 			s.eng.Fail(err)
 			return err
 		}
+		s.dropApart()
 		s.w.protected.Store(true)
 	}
 	s.clean, s.unfinished, s.forgetful = nil, nil, ""

@@ -46,6 +46,8 @@ type Config struct {
 	Events        int
 	Eyes          bool // the source follows ext4, and answers FLUSHes that promise nothing locally
 	Script        int  // recording of an ext4 that disk 0 plays; -1: none
+	// Continue: the source goes on without a replica that is away.
+	Continue bool
 	// AsyncAge is how far the replica may be behind in mode async; 0: the mode is sync.
 	AsyncAge time.Duration
 }
@@ -87,8 +89,9 @@ type World struct {
 	stream  *Stream
 	began   time.Time
 
-	protected atomic.Bool // the first sync has ended
-	quiet     atomic.Bool // the guest issues no new requests
+	protected atomic.Bool  // the first sync has ended
+	alone     atomic.Int64 // odd while FLUSHes may be answered by the source alone; see setAlone
+	quiet     atomic.Bool  // the guest issues no new requests
 	busy      atomic.Int64
 	wg        sync.WaitGroup // guests
 
@@ -123,6 +126,7 @@ type World struct {
 func NewWorld(seed uint64, mutant Mutant, tweak func(*Config)) (*World, error) {
 	rng := rand.New(rand.NewPCG(seed, 0x73696d))
 	c := RandomConfig(rng).withExt4(rand.New(rand.NewPCG(seed, 0x65787434)))
+	c.Continue = c.AsyncAge == 0 && rand.New(rand.NewPCG(seed, 0x636f6e74)).IntN(4) == 0
 	if tweak != nil {
 		tweak(&c)
 	}
@@ -241,7 +245,7 @@ func (w *World) attachment(ctx context.Context) (*attachment, error) {
 
 // connect is the guest's connection to a daemon that has just started.
 func (w *World) connect(s *source) {
-	a := &attachment{src: s}
+	a := &attachment{src: s, alone: w.alone.Load()}
 	for _, d := range s.disks {
 		a.entered = append(a.entered, w.history.Answered())
 		if w.mutant != NoEntryFlush {
@@ -264,19 +268,19 @@ func (w *World) entered(a *attachment, disk uint32) {
 	if m == nil {
 		return
 	}
-	w.promised(m, disk)
-	if w.protected.Load() {
+	w.promised(m, disk, a.alone)
+	if w.protected.Load() && w.waited(a.alone) {
 		w.history.shipped(m, int(disk)) // whatever the mode
 	}
 }
 
-// promised notes a FLUSH that was answered, begun when m was answered. Without
+// promised notes a FLUSH that was answered, begun when m was answered and w.alone was so. Without
 // eyes it covers every disk at the replica; with eyes its own, and of
 // an ext4 what the player knows.
-func (w *World) promised(m marks, disk uint32) {
+func (w *World) promised(m marks, disk uint32, alone int64) {
 	w.history.flushed(m, disk)
 	switch {
-	case !w.protected.Load() || w.c.AsyncAge > 0 || w.player != nil && disk == 0:
+	case !w.protected.Load() || w.c.AsyncAge > 0 || !w.waited(alone) || w.player != nil && disk == 0:
 	case w.c.Eyes:
 		w.history.shipped(m, int(disk))
 	default:
