@@ -119,9 +119,23 @@ func (g *group) removeApart(f *groupFile) {
 }
 
 // mayContinue tells whether the group goes on when its replica is away.
-func (s *source) mayContinue() bool {
-	f := s.g.snapshot()
-	return s.g.policy().onLoss == config.LossContinue && f.Phase == "" && f.Fenced == "" && f.Boot == s.g.d.bootID
+func (s *source) mayContinue() bool { return s.g.mayContinue(s.g.snapshot()) }
+
+func (g *group) mayContinue(f *groupFile) bool {
+	return g.d.policyOf(f).onLoss == config.LossContinue && f.Phase == "" && f.Fenced == "" && f.Boot == g.d.bootID
+}
+
+// alone lets FLUSHes of a group that is apart, or comes back, be answered or wait, as its
+// policy says now. One that is neither answers none alone, and nobody makes it: equal
+// ends that after the file has said so.
+func (s *source) alone() (may bool) {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	may = s.g.mayContinue(s.g.file)
+	if s.g.file.Apart != nil {
+		s.eng.Alone(may)
+	}
+	return may
 }
 
 // vouch notes that this source may serve for as long as this host runs: its
@@ -137,7 +151,7 @@ func (g *group) vouch() error {
 // not waiting for the replica as it is, else after a pause, in which the link may come back.
 func (s *source) apartDue() (in time.Duration, due bool) {
 	st := s.eng.Stats()
-	if st.Apart || !s.mayContinue() {
+	if st.Apart || s.eng.Shut() || !s.mayContinue() {
 		return 0, false
 	}
 	if st.Alone {
@@ -154,9 +168,7 @@ func (s *source) awaitLink(ctx context.Context, last *ship.Session, rest time.Du
 		s.settleAlone()
 		in, due := s.apartDue()
 		if due && in == 0 {
-			if err := s.goApart(ctx); err != nil {
-				return nil, err
-			}
+			s.goApart()
 			continue
 		}
 		if !due {
@@ -200,14 +212,10 @@ func (s *source) look(ctx context.Context, in time.Duration, last *ship.Session,
 
 // settleAlone lets FLUSHes of a group that is apart be answered or wait, as its policy says now.
 func (s *source) settleAlone() {
-	st := s.eng.Stats()
-	if !st.Apart {
+	if !s.eng.Stats().Apart {
 		return
 	}
-	may := s.mayContinue()
-	if may != st.Alone {
-		s.eng.Alone(may)
-	}
+	may := s.alone()
 	if may && s.g.current() != Disconnected {
 		s.g.input(WentOn, s.apartText())
 	} else if !may && s.g.current() == Disconnected {
@@ -220,16 +228,12 @@ func (s *source) apartText() string {
 }
 
 // goApart is steps 1 to 4. What keeps it from the first two is an alarm, and tried again.
-func (s *source) goApart(ctx context.Context) error {
-	if s.eng.Shut() { // a stop is under way
-		<-ctx.Done()
-		return context.Cause(ctx)
-	}
+func (s *source) goApart() {
 	if s.g.snapshot().Apart == nil {
 		if err := s.part(); err != nil {
 			s.g.alarm(apartAlarm, fmt.Sprintf("cannot go on without site %s: %v", s.g.snapshot().Peer, err))
 			s.away = time.Now()
-			return nil
+			return
 		}
 	}
 	f := s.g.snapshot()
@@ -238,8 +242,8 @@ func (s *source) goApart(ctx context.Context) error {
 	s.eng.OpenGate()
 	s.markSynced()
 	s.g.alarm(apartAlarm, fmt.Sprintf("not protected since %s: site %s is away, and the group goes on without it", time.Unix(0, f.Apart.SinceNs).UTC().Format(time.RFC3339), f.Peer))
-	s.g.input(WentOn, s.apartText())
-	return nil
+	s.alone() // the policy may have changed meanwhile
+	s.settleAlone()
 }
 
 // part is steps 1 and 2.

@@ -48,9 +48,10 @@ func TestContinue(t *testing.T) {
 	_, err := c.WriteAt(randomBytes(3, 4096), 8<<20)
 	must(t, err)
 	must(t, c.Flush()) // as soon as the group goes on
-	g := p.main.awaitState(testVM, string(Disconnected))
+	p.main.awaitState(testVM, string(Disconnected))
 	time.Sleep(1100 * time.Millisecond)
-	if g = p.main.group(testVM); g.Protected || g.RPOSeconds < 1 || len(g.Alarms) != 1 || !strings.Contains(g.Alarms[0], "site dr is away, and the group goes on without it") {
+	g := p.main.group(testVM)
+	if g.Protected || g.RPOSeconds < 1 || len(g.Alarms) != 1 || !strings.Contains(g.Alarms[0], "site dr is away, and the group goes on without it") {
 		t.Errorf("apart: protected %v, RPO %v s, alarms %q", g.Protected, g.RPOSeconds, g.Alarms)
 	}
 	for i, d := range vm.disks {

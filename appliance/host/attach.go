@@ -527,6 +527,7 @@ func (s *source) equal() error {
 			s.g.dropChanges(f)
 		}
 		if f.Apart != nil {
+			s.eng.Together() // whoever changed the policy meanwhile has seen the old file
 			s.dropApart(f)
 		}
 	}

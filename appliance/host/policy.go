@@ -36,12 +36,14 @@ type policy struct {
 }
 
 // policy is what counts for the group: what was set, else the config file's, else the default.
-func (g *group) policy() policy {
+func (g *group) policy() policy { return g.d.policyOf(g.snapshot()) }
+
+func (d *Daemon) policyOf(f *groupFile) policy {
 	out := policy{mode: config.DefaultMode, asyncAge: config.DefaultAsyncAge, onLoss: config.DefaultOnLinkLoss}
-	if c := g.d.groupConfig(g.name); c != nil {
+	if c := d.groupConfig(f.Name); c != nil {
 		out = policy{mode: c.Mode, asyncBytes: c.AsyncBytes, asyncAge: c.AsyncAge, onLoss: c.OnLinkLoss}
 	}
-	if p := g.snapshot().Policy; p != nil {
+	if p := f.Policy; p != nil {
 		out = policy{p.Mode, p.AsyncBytes, time.Duration(p.AsyncAgeMs) * time.Millisecond, cmp.Or(p.OnLinkLoss, out.onLoss), true}
 	}
 	return out
@@ -152,9 +154,7 @@ func (s *source) lookAgain() {
 	if s.link == nil {
 		return
 	}
-	if s.g.snapshot().Apart != nil {
-		s.eng.Alone(s.mayContinue())
-	}
+	s.alone()
 	select {
 	case s.poke <- struct{}{}:
 	default:
