@@ -1,6 +1,7 @@
 package host
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -208,6 +209,39 @@ func TestContinueWhenReplicaHangs(t *testing.T) {
 	must(t, vm.disk("vda").write(randomBytes(4, 4096), 6<<20))
 	close(hang)
 	p.main.awaitState(testVM, "streaming")
+	sameAtReplica(t, p, vm)
+}
+
+// TestContinueTooMuch: more was written without the replica than its spool takes at once. The
+// VM goes on and the alarm says what to do; with a larger spool the sites come together.
+func TestContinueTooMuch(t *testing.T) {
+	p := newPair(t)
+	p.dr.extra = fmt.Sprintf(smallSpool, "9MiB")
+	p.up()
+	vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 14<<20)})
+	p.main.mustProtect(testVM)
+	sameAtReplica(t, p, vm)
+	p.main.continues()
+	p.dr.stop()
+	must(t, vm.disk("vda").write(randomBytes(2, 4096), 0))
+	for i := range int64(13) {
+		must(t, vm.disk("vda").write(randomBytes(uint64(i), 1<<20), i<<20))
+	}
+	p.start(p.dr, p.main)
+	await(t, "the alarm", func() bool {
+		return strings.Contains(strings.Join(p.main.group(testVM).Alarms, "\n"), "raise spool_bytes at site dr")
+	})
+	p.main.awaitState(testVM, string(Disconnected))
+	must(t, vm.disk("vda").write(randomBytes(3, 4096), 13<<20))
+	if g := p.dr.group(testVM); !g.Protected {
+		t.Errorf("the replica has no point to boot any more: %+v", g)
+	}
+	p.dr.stop()
+	p.dr.extra = fmt.Sprintf(smallSpool, "24MiB")
+	p.start(p.dr, p.main)
+	if g := p.main.awaitState(testVM, "streaming"); !g.Protected || len(g.Alarms) > 0 {
+		t.Errorf("%+v", g)
+	}
 	sameAtReplica(t, p, vm)
 }
 

@@ -130,6 +130,9 @@ func NewWorld(seed uint64, mutant Mutant, tweak func(*Config)) (*World, error) {
 	if tweak != nil {
 		tweak(&c)
 	}
+	if c.Continue { // what it writes alone, at most all, comes back as one epoch
+		c.SpoolBytes = max(c.SpoolBytes, 2*int64(c.Disks)*c.DiskBytes)
+	}
 	codec, err := wire.NewCodec()
 	if err != nil {
 		return nil, err
