@@ -34,8 +34,8 @@ func TestMutants(t *testing.T) {
 		{NoSums, 40, nil, nil},
 		{NoFolderSync, 40, nil, nil},
 		{Reordered, 10, nil, nil},
-		{StaleView, 40, cutWhilePlaying, nil},
-		{ClearPending, 20, cutWhilePlaying, nil},
+		{StaleView, 40, cutWhilePlaying, stalls},
+		{ClearPending, 20, cutWhilePlaying, stalls},
 		{NoMaps, 20, awayAndBack, continues},
 		{ForgetApart, 20, awayAndBack, continues},
 		{KeepAlone, 20, awayAndBack, continues},
@@ -63,7 +63,7 @@ func TestScripts(t *testing.T) {
 			continue
 		}
 		for seed := uint64(1); seed <= 2; seed++ {
-			var tweak func(*Config)
+			tweak := stalls
 			if name == "awayAndBack" {
 				tweak = continues
 			}
@@ -97,6 +97,9 @@ func roomy(c *Config) {
 
 // continues lets the source go on when the replica is away.
 func continues(c *Config) { c.Continue, c.AsyncAge = true, 0 }
+
+// stalls lets its FLUSHes wait.
+func stalls(c *Config) { c.Continue = false }
 
 // awayAndBack: the link is cut for so long that the source goes on alone, and it dies
 // in that time or while it comes back; in between, the source is lost.
