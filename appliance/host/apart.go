@@ -160,6 +160,17 @@ func (s *source) apartDue() (in time.Duration, due bool) {
 	return max(0, time.Until(s.away.Add(s.g.d.pause.apart))), true
 }
 
+// wasAttached notes the end of an attachment, unless it was too short to count: attempts
+// that fail one after another do not put off what is due.
+func (s *source) wasAttached(since time.Time) {
+	if time.Since(since) > s.g.d.pause.apart {
+		s.away = time.Now()
+	}
+}
+
+// wentOn tells that clients do not wait for the replica.
+func (s *source) wentOn() bool { return s.eng.Stats().Apart && s.mayContinue() }
+
 // awaitLink waits for a session with the replica's site, and lets the group go apart
 // meanwhile when that is due. In the last session, if that goes on, nothing is tried
 // before a rest. Its error is the end of ctx, or of the group.

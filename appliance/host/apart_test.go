@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -188,28 +189,44 @@ func TestContinueChangedLive(t *testing.T) {
 	sameAtReplica(t, p, vm)
 }
 
-// TestContinueWhenReplicaHangs: the link is up, and the replica's disk answers nothing. The
-// VM goes on; when the disk does, too, all is as before.
-func TestContinueWhenReplicaHangs(t *testing.T) {
-	p := newPair(t).up()
-	vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 32<<20)})
-	p.main.mustProtect(testVM)
-	p.main.continues()
-	hang := make(chan struct{})
-	p.dr.fs.set(func() {
-		p.dr.fs.fail = func(op, path string) error {
-			if op == "datasync" && strings.Contains(path, "/spool/") {
-				<-hang
+// TestContinueWhenReplicaIsBroken: the link is up, and the replica's disk answers nothing, or
+// has failed. The VM goes on; when that is put right, all is as before.
+func TestContinueWhenReplicaIsBroken(t *testing.T) {
+	for _, how := range []string{"hangs", "fails"} {
+		t.Run(how, func(t *testing.T) {
+			p := newPair(t).up()
+			vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 32<<20)})
+			p.main.mustProtect(testVM)
+			p.main.continues()
+			hang := make(chan struct{})
+			p.dr.fs.set(func() {
+				p.dr.fs.fail = func(op, path string) error {
+					if op != "datasync" || !strings.Contains(path, "/spool/") {
+						return nil
+					}
+					if how == "fails" {
+						return syscall.EIO
+					}
+					<-hang
+					return nil
+				}
+			})
+			must(t, vm.disk("vda").write(randomBytes(3, 4096), 5<<20)) // returns when the group goes on
+			p.main.awaitState(testVM, string(Disconnected))
+			must(t, vm.disk("vda").write(randomBytes(4, 4096), 6<<20))
+			time.Sleep(2500 * time.Millisecond) // it is refused again and again
+			if n := strings.Count(p.main.log.String(), "disconnected → "); n > 1 {
+				t.Errorf("the state changed %d times", n)
 			}
-			return nil
-		}
-	})
-	must(t, vm.disk("vda").write(randomBytes(3, 4096), 5<<20)) // returns when the group goes on
-	p.main.awaitState(testVM, string(Disconnected))
-	must(t, vm.disk("vda").write(randomBytes(4, 4096), 6<<20))
-	close(hang)
-	p.main.awaitState(testVM, "streaming")
-	sameAtReplica(t, p, vm)
+			close(hang)
+			if how == "fails" {
+				p.dr.stop()
+				p.start(p.dr, p.main)
+			}
+			p.main.awaitState(testVM, "streaming")
+			sameAtReplica(t, p, vm)
+		})
+	}
 }
 
 // TestContinueTooMuch: more was written without the replica than its spool takes at once. The

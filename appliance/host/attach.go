@@ -37,7 +37,6 @@ func (s *source) follow(ctx context.Context) {
 			return // ctx has ended, or the group
 		}
 		err = s.attached(ctx, sess)
-		s.away = time.Now()
 		if ctx.Err() != nil || s.eng.Err() != nil {
 			return
 		}
@@ -46,7 +45,12 @@ func (s *source) follow(ctx context.Context) {
 			s.fence(err)
 			return
 		}
-		s.g.input(LinkLost, err.Error())
+		if errors.Is(err, errStuck) {
+			s.away = time.Time{} // clients have waited long enough
+		}
+		if !s.wentOn() {
+			s.g.input(LinkLost, err.Error())
+		}
 	}
 }
 
@@ -108,6 +112,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 	defer b.Unbind()
 	s.setBinding(b)
 	defer s.setBinding(nil)
+	defer s.wasAttached(time.Now())
 	s.eng.OpenGate()
 	if err := s.catchUp(ctx, sess, p, resp); err != nil {
 		return err
