@@ -49,7 +49,7 @@ fuzz: deps ## fuzz every target for FUZZTIME (30s)
 sim: deps ## the simulator of two sites, SEEDS=2000 of them from SEED=1 on; a failure prints its shortest history
 	$(GO) test -count=1 -timeout 0 -v -run '^TestSeeds$$' ./tests/sim -seeds=$(SEEDS) -seed=$(SEED)
 
-soak: build ## the seeded crash tests for long, with a new seed; ROUNDS=20, SEED=
+soak: build ## the seeded crash tests for long, with a new seed; ROUNDS=50, SEED=
 	scripts/soak.sh
 
 ext4-corpus: deps ## images of ext4 file systems that lost their power, into build/ext4-corpus

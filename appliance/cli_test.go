@@ -41,6 +41,9 @@ func golden(t *testing.T, name, got string) {
 // clock is the time of every test.
 var clock = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
+// verified is when the replica of web was compared last.
+var verified = clock.Add(-28 * time.Hour)
+
 // fake is a daemon with a fixed status; its operations are functions.
 type fake struct {
 	st        control.Status
@@ -174,6 +177,7 @@ func site() control.Status {
 				Protected: true, Complete: true, Mode: "async", AsyncBytes: 16 << 20, AsyncSeconds: 5, OnLinkLoss: "stall", Peer: "far", Lineage: "aaaaaaaa-2222-4333-8444-555555555555", Session: 2,
 				LSN: control.LSN{Assigned: 123456, Received: 123400, Durable: 123390, Applied: 120000}, RPOSeconds: 5.5,
 				QueueBytes: 16 << 20, QueueLimit: 16 << 20, SpoolBytes: 300 << 20, SpoolLimit: 2 << 30, Regions: 12, Flushes: 3, Written: 5 << 30, Resynced: 12345678,
+				Verified: &control.Verified{Began: clock.Add(-30 * time.Hour), Ended: &verified, Done: 20 << 30, Total: 20 << 30, Differ: 1, Repaired: 1},
 				Disks: []control.Disk{
 					{Name: "vda", Slot: 0, ID: "x", Size: 20 << 30, Image: "/var/lib/kagami/images/web/vda.raw", Socket: "/run/kagami/web-vda.sock", Clients: 1, OldFile: "/srv/web.qcow2"},
 					{Name: "vdb", Slot: 1, ID: "y", Size: 1536 << 20, Image: "/var/lib/kagami/images/web/vdb.raw", Socket: "/run/kagami/web-vdb.sock", Clients: 1},

@@ -30,6 +30,9 @@ func groupText(g control.Group, now time.Time) string {
 	row("regions", "%d active, %s waiting", g.Regions, count(g.Flushes, "flush"))
 	row("flushes", "%d, of which %d promised nothing new", g.AllFlushes, g.LocalFlushes)
 	row("written", "%s by the guest, %s by resyncs", size(int64(g.Written)), size(int64(g.Resynced)))
+	if v := g.Verified; v != nil {
+		row("verified", "%s", verifiedText(v, now))
+	}
 	row("history", "lineage %s, session %d", g.Lineage, g.Session)
 	row("id", "%s", g.ID)
 	if g.Sync != nil {
@@ -114,4 +117,16 @@ func fileSystemsText(disks []control.Disk) string {
 func indentReport(r control.FailoverReport) string {
 	_, rows, _ := strings.Cut(failoverText(r, control.FailoverRequest{}), "\n")
 	return rows
+}
+
+// verifiedText says what the last comparison with the replica found.
+func verifiedText(v *control.Verified, now time.Time) string {
+	found := "both sites were equal"
+	if v.Differ > 0 {
+		found = fmt.Sprintf("%s differed, %d shipped", count(int(v.Differ), "piece"), v.Repaired)
+	}
+	if v.Ended == nil {
+		return fmt.Sprintf("%s since %s, %s", of(v.Done, v.Total), v.Began.Format(time.RFC3339), found)
+	}
+	return fmt.Sprintf("%s ago, %s", since(*v.Ended, now), found)
 }

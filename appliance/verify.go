@@ -15,10 +15,14 @@ site where the VM runs. Each piece is compared as both sites hold it at the same
 record of the stream, so a difference is never a write that is on its way.
 
 Ends with 1 if something differs. What differs is written to a file, with the hashes
-of both sides. --repair ships it to the other site; an alarm tells of it until then.`
+of both sides. --repair ships it to the other site; an alarm tells of it until then.
+
+verify.every in the configuration does it regularly; kagami status GROUP shows when it
+was done last.`
 
 const verifyExample = `  kagami verify web
   kagami verify web --rate 20MiB      # bytes a second
+  kagami verify web --resume          # where the last one was broken off
   kagami verify web --repair`
 
 func (a *app) verifyCmd() *cobra.Command {
@@ -54,6 +58,7 @@ func (a *app) verifyCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&req.Repair, "repair", false, "ship what differs")
+	cmd.Flags().BoolVar(&req.Resume, "resume", false, "go on where the last comparison was broken off, if it was")
 	cmd.Flags().StringVar(&rate, "rate", "", "compare at most so many bytes a second, for instance 20MiB")
 	cmd.Flags().BoolVar(&json, "json", false, "write events and report as JSON, one per line")
 	return cmd

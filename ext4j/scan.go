@@ -142,6 +142,20 @@ func (w walk) bytes() (n int64) {
 	return n
 }
 
+// skip leaves out the first n bytes, in whole chunks, and tells how many those were.
+func (w *walk) skip(n int64) (skipped int64) {
+	n -= n % Chunk
+	for len(*w) > 0 && skipped < n {
+		r := &(*w)[0]
+		k := min(r.Len, n-skipped)
+		r.Off, r.Len, skipped = r.Off+k, r.Len-k, skipped+k
+		if r.Len == 0 {
+			*w = (*w)[1:]
+		}
+	}
+	return skipped
+}
+
 // next takes the next chunks, of one disk, at most hashBatch; none at the end.
 func (w *walk) next() []chunk {
 	var out []chunk

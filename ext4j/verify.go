@@ -24,6 +24,7 @@ type VerifyOptions struct {
 	Pace     func(ctx context.Context, bytes int64) error // waits before so many bytes are compared
 	Differs  func(Difference) error                       // is told of each difference, before its repair
 	Repair   bool                                         // ship what differs
+	From     int64                                        // leaves out what Progress called done, bytes
 }
 
 // Verified is what Verify found, in chunks.
@@ -45,7 +46,8 @@ var errUnequal = errors.New("the replica does not follow yet, or a resync is und
 func (g *Group) Verify(ctx context.Context, ranges []Range, remote Hasher, o VerifyOptions) (Verified, error) {
 	v := verifier{g: g, remote: remote, o: o}
 	w := g.walkOver(ranges)
-	done, total := int64(0), w.bytes()
+	total := w.bytes()
+	done := w.skip(o.From)
 	for batch := w.next(); len(batch) > 0; batch = w.next() {
 		if err := v.batch(ctx, batch); err != nil {
 			return v.found, fmt.Errorf("verify disk %d from %d on: %w", batch[0].slot, batch[0].off, err)

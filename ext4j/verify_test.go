@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -174,4 +175,26 @@ func TestVerifyEnds(t *testing.T) {
 			t.Errorf("cancelled: %v", err)
 		}
 	})
+}
+
+// TestWalkSkips: what a comparison goes on with is what its progress said was done.
+func TestWalkSkips(t *testing.T) {
+	ranges := walk{{0, 0, 3 * Chunk}, {0, 5 * Chunk, Chunk}, {1, 0, 2 * Chunk}}
+	var all []chunk
+	for w := slices.Clone(ranges); len(w) > 0; {
+		all = append(all, w.next()...)
+	}
+	for n := range len(all) + 2 {
+		w := slices.Clone(ranges)
+		if got := w.skip(int64(n)*Chunk + 5); got != int64(min(n, len(all)))*Chunk {
+			t.Errorf("skipped %d for %d chunks", got, n)
+		}
+		var left []chunk
+		for len(w) > 0 {
+			left = append(left, w.next()...)
+		}
+		if want := all[min(n, len(all)):]; !slices.Equal(left, want) {
+			t.Errorf("after %d chunks: %v, want %v", n, left, want)
+		}
+	}
 }

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-: "${GO:=go}" "${ROUNDS:=20}" "${SEED:=$((RANDOM * 32768 + RANDOM))}"
+: "${GO:=go}" "${ROUNDS:=50}" "${SEED:=$((RANDOM * 32768 + RANDOM))}"
 echo "=== soak of $ROUNDS rounds, SEED=$SEED"
 echo "=== spool: crashes of a fake disk"
 SPOOL_SEEDS=$((ROUNDS * 4000)) $GO test -count=1 -timeout 0 -v -run Crash ./replica/spool

@@ -32,6 +32,7 @@ type Config struct {
 	Peers   []Peer  `mapstructure:"peers"`
 	Groups  []Group `mapstructure:"groups"`
 	Ext4    Ext4    `mapstructure:"ext4"`
+	Verify  Verify  `mapstructure:"verify"`
 	Limits  Limits  `mapstructure:"limits"`
 	Log     Log     `mapstructure:"log"`
 }
@@ -66,6 +67,13 @@ type Ext4 struct {
 	// LocalFlushes answers a flush that promises nothing without waiting for the
 	// other site; it needs Follow.
 	LocalFlushes bool `mapstructure:"local_flushes"`
+}
+
+// Verify is how the groups whose VMs run here are compared with their replicas without
+// being asked for.
+type Verify struct {
+	Every time.Duration `mapstructure:"every" min:"0s" max:"8760h"`                         // 0: never
+	Rate  int64         `mapstructure:"rate" unit:"size" min:"1048576" max:"1099511627776"` // bytes a second
 }
 
 // Peer is another site.

@@ -55,6 +55,7 @@ func TestMinimalHasAllDefaults(t *testing.T) {
 		TLS:     TLS{CA: "/etc/kagami/pki/ca.crt", Cert: "/etc/kagami/pki/site.crt", Key: "/etc/kagami/pki/site.key"},
 		Libvirt: Libvirt{URI: "qemu:///system", SocketGroup: "libvirt-qemu", Enabled: true, Emulation: "auto"},
 		Ext4:    Ext4{Follow: true, LocalFlushes: true},
+		Verify:  Verify{Rate: 32 << 20},
 		Limits: Limits{
 			QueueBytes: 16 << 20, InflightBytes: 8 << 20, SpoolBytes: 2 << 30, SegmentBytes: 64 << 20,
 			ActiveLogBytes: 1 << 30, EpochBytes: 4 << 20, ApplyBytes: 64 << 20,
@@ -118,6 +119,7 @@ groups:
 limits: {queue_bytes: 32MiB, compression: none}
 log: {level: debug, format: json}
 ext4: {local_flushes: false}
+verify: {every: 168h, rate: 8MiB}
 `
 
 func TestFull(t *testing.T) {
@@ -132,6 +134,7 @@ func TestFull(t *testing.T) {
 		TLS:     TLS{CA: "/t/ca", Cert: "/t/cert", Key: "/t/key"},
 		Libvirt: Libvirt{URI: "qemu:///session", SocketGroup: "kvm", Enabled: true, Emulation: "qemu"},
 		Ext4:    Ext4{Follow: true, LocalFlushes: false},
+		Verify:  Verify{Every: 168 * time.Hour, Rate: 8 << 20},
 		Peers: []Peer{
 			{Name: "dr.1x", Address: "192.0.2.1:7400", Connections: 10},
 			{Name: "other", Address: "[2001:db8::1]:7400", Connections: 4},

@@ -61,6 +61,7 @@ func Default() *Config {
 			URI: DefaultLibvirtURI, SocketGroup: DefaultSocketGroup, Enabled: true, Emulation: "auto",
 		},
 		Ext4:   Ext4{Follow: true, LocalFlushes: true},
+		Verify: Verify{Rate: 32 << 20},
 		Limits: DefaultLimits(),
 		Log:    Log{Level: "info", Format: "auto"},
 	}

@@ -87,7 +87,7 @@ func TestRefused(t *testing.T) {
 		{"site: here", "site: dr", `k.yaml:17: peers[0].name: "dr": is this site itself: a peer is another site`},
 		{"site: here", "Site: here", `k.yaml:1: Site: unknown key; did you mean site?`},
 		{"site: here", "site: here\nsite: there", `k.yaml:2: site: given twice; first on line 1`},
-		{"site: here", "site: here\nnonsense: 1", `k.yaml:2: nonsense: unknown key; allowed: control, ext4, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls`},
+		{"site: here", "site: here\nnonsense: 1", `k.yaml:2: nonsense: unknown key; allowed: control, ext4, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls, verify`},
 		{"- name: dr", "- name: DR", `k.yaml:17: peers[0].name: "DR": ` + name},
 		{"- name: dr", "- nam: dr", `k.yaml:17: peers[0].nam: unknown key; did you mean name?`},
 		{"- name: web", "- name: a/b", `k.yaml:21: groups[0].name: "a/b": allowed: ` + GroupNameForm},
@@ -236,13 +236,13 @@ func TestBadShapes(t *testing.T) {
 		"site: a\ntls: x\n":     {`k.yaml:2: tls: "x": a mapping of keys is wanted here`},
 		"site: a\npeers: [5]\n": {`k.yaml:2: peers[0]: "5": a mapping of keys is wanted here`},
 		"site: a\nx: &a 1\ny: *a\n": {
-			"k.yaml:2: x: unknown key; allowed: control, ext4, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls",
-			"k.yaml:3: y: unknown key; allowed: control, ext4, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls",
+			"k.yaml:2: x: unknown key; allowed: control, ext4, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls, verify",
+			"k.yaml:3: y: unknown key; allowed: control, ext4, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls, verify",
 		},
 		"site: &a here\nlisten: *a\n": {`k.yaml:2: listen: aliases (*name) are not supported: write the value out`},
 		"site: a\n  b: c\n":           {`k.yaml:2: not valid YAML: mapping values are not allowed in this context`},
 		"site: a\n---\nsite: b\n":     {`k.yaml:2: a second document: the file must hold one`},
-		"site: a\n<<: {listen: b}\n":  {"k.yaml:2: <<: unknown key; allowed: control, ext4, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls"},
+		"site: a\n<<: {listen: b}\n":  {"k.yaml:2: <<: unknown key; allowed: control, ext4, groups, libvirt, limits, listen, log, metrics, peers, run_dir, site, state_dir, tls, verify"},
 	}
 	for text, want := range cases {
 		got := problems(t, text, nil)

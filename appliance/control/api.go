@@ -178,6 +178,7 @@ type VerifyRequest struct {
 	Group          string `json:"group"`
 	Repair         bool   `json:"repair,omitempty"`           // ship what differs
 	BytesPerSecond int64  `json:"bytes_per_second,omitempty"` // 0: as fast as it goes
+	Resume         bool   `json:"resume,omitempty"`           // go on where the last comparison was broken off
 }
 
 // VerifyReport is what was found, in chunks.
@@ -191,6 +192,18 @@ type VerifyReport struct {
 	Again      int64   `json:"again"` // comparisons that the guest's writes spoiled, and that were made again
 	Seconds    float64 `json:"seconds"`
 	Evidence   string  `json:"evidence,omitempty"` // file that names what differs
+	// Began is when the comparison began that this one went on with; what it found counts here.
+	Began time.Time `json:"began"`
+}
+
+// Verified is how far the last comparison of a group with its replica came, and what it found.
+type Verified struct {
+	Began    time.Time  `json:"began"`
+	Ended    *time.Time `json:"ended,omitempty"` // not when it was broken off, or runs
+	Done     int64      `json:"done_bytes"`
+	Total    int64      `json:"total_bytes"`
+	Differ   int64      `json:"differ"`   // chunks
+	Repaired int64      `json:"repaired"` // of these
 }
 
 // Status is everything this site knows.
@@ -252,6 +265,7 @@ type Group struct {
 	Written      uint64          `json:"written_bytes"` // by the guest, since the daemon started
 	Resynced     uint64          `json:"resynced_bytes"`
 	Sync         *Sync           `json:"sync,omitempty"`
+	Verified     *Verified       `json:"verified,omitempty"` // the last comparison with the replica
 	Disks        []Disk          `json:"disks"`
 	Alarms       []string        `json:"alarms,omitempty"`
 	Events       []LoggedEvent   `json:"events,omitempty"`

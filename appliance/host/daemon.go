@@ -225,6 +225,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 	web := d.controlServer()
 	d.wg.Go(func() { failed <- web.Serve(api) })
 	d.watchHypervisor(ctx)
+	d.wg.Go(func() { d.verifyRegularly(ctx) })
 	d.log.Info("ready", "site", d.cfg.Site, "listen", peers.Addr().String(), "release", d.release)
 	notify(daemon.SdNotifyReady)
 	select {

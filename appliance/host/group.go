@@ -17,10 +17,11 @@ import (
 
 // group is one group at this site, whatever its role.
 type group struct {
-	d    *Daemon
-	name string
-	dir  string
-	op   tryLock // held by an operator's command
+	d         *Daemon
+	name      string
+	dir       string
+	op        tryLock // held by an operator's command
+	comparing tryLock // held by a comparison with the replica
 
 	mu       sync.Mutex
 	file     *groupFile
@@ -41,6 +42,7 @@ type group struct {
 	shipped  time.Time         // when it last began to
 	gone     bool              // removed, or about to be: nothing is stored for it any more
 	broken   error             // why the group's file cannot be used; never changes
+	verified *verifyFile       // the last comparison; nil: there was none
 }
 
 // tryLock is a lock that nobody waits for.
@@ -70,7 +72,7 @@ type syncProgress struct {
 func newGroup(d *Daemon, f *groupFile) *group {
 	g := &group{d: d, name: f.Name, dir: filepath.Join(d.cfg.StateDir, "groups", f.Name), file: f, since: time.Now(),
 		images: map[uint32]*images.Image{}, alarms: map[string]string{}}
-	g.state = initialState(f)
+	g.state, g.verified = initialState(f), loadVerified(d.fs, g.dir, f)
 	return g
 }
 

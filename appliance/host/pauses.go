@@ -14,8 +14,9 @@ type pauses struct {
 	beside   time.Duration // between two looks of a promoted group at the other site
 	apart    time.Duration // before a group goes on without a replica that is away, if that is its policy
 	stuck    time.Duration // before a replica that is attached and makes no progress counts as away, then
+	verify   time.Duration // between looks at which group is to be compared
 	takeBack time.Duration // between two attempts to have the other site as the replica
 }
 
 var usualPauses = pauses{link: 10 * time.Second, tend: 30 * time.Second, libvirt: 2 * time.Second, resume: 5 * time.Second,
-	farewell: 5 * time.Second, beside: 5 * time.Second, apart: 5 * time.Second, stuck: 15 * time.Second, takeBack: 2 * time.Second}
+	farewell: 5 * time.Second, beside: 5 * time.Second, apart: 5 * time.Second, stuck: 15 * time.Second, verify: time.Minute, takeBack: 2 * time.Second}

@@ -199,7 +199,7 @@ func (s *site) daemon(peer *site) *Daemon {
 		d.bootID = s.boot
 	}
 	d.pause = pauses{link: 3 * time.Second, tend: 200 * time.Millisecond, libvirt: 500 * time.Millisecond, resume: 5 * time.Second,
-		farewell: 500 * time.Millisecond, beside: 300 * time.Millisecond, apart: 300 * time.Millisecond, stuck: 4 * time.Second, takeBack: 200 * time.Millisecond}
+		farewell: 500 * time.Millisecond, beside: 300 * time.Millisecond, apart: 300 * time.Millisecond, stuck: 4 * time.Second, verify: 100 * time.Millisecond, takeBack: 200 * time.Millisecond}
 	if d.dial != nil {
 		c := s.conn
 		d.dial = func(context.Context) (Hypervisor, error) {

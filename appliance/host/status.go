@@ -63,7 +63,11 @@ func (g *group) status() control.Group {
 	if g.sync.What != "" {
 		st.Sync = g.sync.control()
 	}
+	verified := g.verified
 	g.mu.Unlock()
+	if f.Role == RoleSource && f.Complete {
+		st.Verified = verified.control()
+	}
 	p := g.policy().control(g.name, g.d.limits(g.name).QueueBytes)
 	st.Mode, st.AsyncBytes, st.AsyncSeconds, st.OnLinkLoss = p.Mode, p.AsyncBytes, p.AsyncSeconds, p.OnLinkLoss
 	if link := g.d.links[f.Peer]; link != nil {

@@ -49,6 +49,10 @@ func (d *Daemon) Verify(ctx context.Context, req control.VerifyRequest, emit fun
 	if err != nil {
 		return control.VerifyReport{}, err
 	}
+	if !g.comparing.TryLock() {
+		return control.VerifyReport{}, refused("a comparison of "+g.name+" is under way that verify.every in the configuration asks for", "kagami status "+g.name+" shows how far it is")
+	}
+	defer g.comparing.Unlock()
 	rep, err := src.verify(ctx, req, emit)
 	return rep, explained(err, "when "+g.name+" is streaming again, run kagami verify "+g.name+" again")
 }
@@ -90,13 +94,19 @@ func (s *source) verify(ctx context.Context, req control.VerifyRequest, emit fun
 		case <-stop:
 		}
 	})
-	began := time.Now()
+	began, run := time.Now(), s.g.beginVerify(req.Resume)
+	defer s.g.setProgress("", 0, 0)
 	ev := evidence{Version: 1, Group: s.g.name, At: began.UTC(), Repair: req.Repair}
 	found, err := s.eng.Verify(ctx, s.eng.WholeRanges(), s.hasher(sess), ext4j.VerifyOptions{
-		Repair:   req.Repair,
-		Pace:     pacer(req.BytesPerSecond),
-		Differs:  func(d ext4j.Difference) error { ev.add(s.g.snapshot(), d); return nil },
-		Progress: func(done, total int64) { emit(progressEvent("compare", "", done, total, began)) },
+		Repair:  req.Repair,
+		From:    run.DoneBytes,
+		Pace:    pacer(req.BytesPerSecond),
+		Differs: func(d ext4j.Difference) error { ev.add(s.g.snapshot(), d); return nil },
+		Progress: func(done, total int64) {
+			emit(progressEvent("compare", "", done, total, began))
+			s.g.setProgress("verify", done, total)
+			run.at(done, total)
+		},
 	})
 	rep := control.VerifyReport{Group: s.g.name, Compared: found.Compared, Differ: found.Differ, Repaired: found.Repaired, Again: found.Again,
 		ChunkBytes: ext4j.Chunk, LSN: uint64(s.eng.Stats().Ack), Seconds: time.Since(began).Seconds()}
@@ -107,6 +117,7 @@ func (s *source) verify(ctx context.Context, req control.VerifyRequest, emit fun
 		}
 		rep.Evidence = name
 	}
+	rep.Began, rep.Compared, rep.Differ, rep.Repaired = run.end(found, err, rep.Evidence)
 	s.noteVerified(rep, err)
 	return rep, err
 }

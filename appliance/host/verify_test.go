@@ -110,3 +110,71 @@ func (g *group) busy() bool {
 	g.op.Unlock()
 	return false
 }
+
+// TestVerifyResumes: a comparison that was broken off goes on where it was, also in
+// another life of the daemon; without --resume it begins anew.
+func TestVerifyResumes(t *testing.T) {
+	p := newPair(t).up()
+	const batch = 16 << 20
+	p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 3*batch)})
+	p.main.mustProtect(testVM)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := p.main.d.Verify(ctx, control.VerifyRequest{Group: testVM, BytesPerSecond: batch}, func(ev control.Event) {
+		if ev.Done == batch {
+			cancel()
+		}
+	})
+	if err == nil {
+		t.Fatal("it was not broken off")
+	}
+	if v := p.main.group(testVM).Verified; v == nil || v.Ended != nil || v.Done != batch || v.Total != 3*batch {
+		t.Fatalf("broken off: %+v", v)
+	}
+	p.main.stop()
+	p.start(p.main, p.dr)
+	p.main.awaitState(testVM, "streaming")
+	image := p.dr.d.find(testVM).snapshot().Disks[0].Image
+	overwrite(t, image, []byte("rot"), 1<<20)
+	overwrite(t, image, []byte("rot"), 2*batch+1<<20)
+	if rep := p.main.verify(control.VerifyRequest{Group: testVM, Resume: true}); rep.Differ != 1 || rep.Compared != 3*batch/ext4j.Chunk {
+		t.Errorf("resumed: %+v", rep)
+	}
+	if v := p.main.group(testVM).Verified; v.Ended == nil || v.Done != 3*batch || v.Differ != 1 {
+		t.Errorf("ended: %+v", v)
+	}
+	if rep := p.main.verify(control.VerifyRequest{Group: testVM, Resume: true}); rep.Differ != 2 || rep.Compared != 3*batch/ext4j.Chunk {
+		t.Errorf("there was nothing to go on with: %+v", rep)
+	}
+}
+
+// TestVerifyRegularly: groups are compared again and again without being asked for, and
+// no operator has to wait for that.
+func TestVerifyRegularly(t *testing.T) {
+	p := newPair(t)
+	p.main.extra = "verify: {every: 1s, rate: 1GiB}\n"
+	p.up()
+	vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 48<<20)})
+	p.main.mustProtect(testVM)
+	ended := func() time.Time {
+		if v := p.main.group(testVM).Verified; v != nil && v.Ended != nil {
+			return *v.Ended
+		}
+		return time.Time{}
+	}
+	var first time.Time
+	await(t, "the first comparison", func() bool { first = ended(); return !first.IsZero() })
+	await(t, "the second one", func() bool { return ended().Sub(first) >= time.Second })
+	overwrite(t, p.dr.d.find(testVM).snapshot().Disks[0].Image, []byte("rot"), 300_000)
+	await(t, "the alarm", func() bool {
+		return strings.Contains(strings.Join(p.main.group(testVM).Alarms, "\n"), "the sites differ in 1 chunks")
+	})
+	p.main.stop()
+	p.main.extra = "verify: {every: 1s, rate: 1MiB}\n" // takes a minute
+	p.start(p.main, p.dr)
+	await(t, "a slow comparison", func() bool { s := p.main.group(testVM).Sync; return s != nil && s.What == "verify" })
+	must(t, p.main.unprotect(control.UnprotectRequest{VM: testVM}))
+	if _, err := vm.disk("vda").read(0, 512); err != nil {
+		t.Error(err)
+	}
+	p.main.gone(testVM)
+}
