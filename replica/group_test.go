@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -749,11 +750,10 @@ func TestTornIsDurable(t *testing.T) {
 			m.write(0, i*100_000, pattern(200_000, 2))
 			m.close()
 		}
-		n := 0
+		var rots sync.Once
 		s.fs.SetHook(func(op fault.Op, name string) error {
-			if n++; strings.HasSuffix(name, "0.raw") && op == fault.OpWrite && n > 0 {
-				s.damage(2)
-				n = -1 << 30
+			if strings.HasSuffix(name, "0.raw") && op == fault.OpWrite {
+				rots.Do(func() { s.damage(2) })
 			}
 			return nil
 		})
