@@ -1,7 +1,9 @@
 package ext4j
 
 import (
+	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"kagami/ext4j/epoch"
@@ -29,6 +31,9 @@ func (g *Group) GoApart(lineage epoch.UUID, session uint64, since time.Time) {
 	}
 	if lag := g.lagLocked(); lag > 0 && (since.IsZero() || time.Since(since) < lag) {
 		since = time.Now().Add(-lag)
+	}
+	if !g.apart {
+		close(g.parted)
 	}
 	g.behind, g.apart, g.alone = since, true, true
 	g.q.drop(g.q.next() - 1)
@@ -65,4 +70,21 @@ func (g *Group) passLocked(r epoch.Record) epoch.LSN {
 	g.q.drop(r.LSN)
 	g.stats.count(&r)
 	return r.LSN
+}
+
+// untilApart is ctx until the group goes apart. The caller defers the function.
+func (g *Group) untilApart(ctx context.Context) (context.Context, func()) {
+	g.mu.Lock()
+	parted := g.parted
+	g.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-parted:
+			cancel(ErrApart)
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() { cancel(nil); wg.Wait() }
 }

@@ -125,6 +125,35 @@ func TestApartInResync(t *testing.T) {
 	})
 }
 
+// TestVerifyEndsApart: a comparison that waits for a replica which never answers holds nobody
+// up once the group goes apart.
+func TestVerifyEndsApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t, Options{})
+		defer r.close()
+		hangs := func(ctx context.Context, _ uint32, _ []int64) ([][]byte, error) {
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+		v := r.call(func() error {
+			_, err := r.g.Verify(t.Context(), []Range{{0, 0, Chunk}}, hangs, VerifyOptions{})
+			return err
+		})
+		if synctest.Wait(); v.returned() {
+			t.Fatal(v.wait())
+		}
+		r.g.GoApart(epoch.UUID{9}, 1, time.Time{})
+		if err := v.wait(); !errors.Is(err, ErrApart) {
+			t.Errorf("it ended with %v", err)
+		}
+		r.g.GoApart(epoch.UUID{9}, 1, time.Time{}) // twice is once
+		r.g.Begin(epoch.UUID{9}, 2, 1, false)
+		r.g.Together()
+		_, err := r.g.Verify(t.Context(), []Range{{0, 0, Chunk}}, hashesOf([][]byte{r.img[0].data, r.img[1].data}), VerifyOptions{})
+		must(t, err)
+	})
+}
+
 // TestApartBeforeAnySession: a daemon that was restarted while its replica is away.
 func TestApartBeforeAnySession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -92,12 +92,13 @@ type Group struct {
 	wake    func() // tells the sender that Take has something; may be nil
 	stats   Stats  // counters only
 	mode    Mode
-	bounded int         // clients that wait for the bound of async
-	waiting int         // requests and scans that wait for room
-	apart   bool        // see GoApart: records are numbered, not kept
-	alone   bool        // FLUSHes wait for the local image only
-	behind  time.Time   // since when the replica lacks something that is not in the queue; zero: it lacks nothing else
-	marks   []closeMark // closed, not acknowledged
+	bounded int           // clients that wait for the bound of async
+	waiting int           // requests and scans that wait for room
+	apart   bool          // see GoApart: records are numbered, not kept
+	alone   bool          // FLUSHes wait for the local image only
+	parted  chan struct{} // closed by GoApart
+	behind  time.Time     // since when the replica lacks something that is not in the queue; zero: it lacks nothing else
+	marks   []closeMark   // closed, not acknowledged
 	wg      sync.WaitGroup
 }
 
@@ -123,7 +124,7 @@ func NewGroup(o Options) *Group {
 		o.MaxExtent = epoch.MaxExtent
 	}
 	g := &Group{rec: o.Recorder, limits: o.Limits, detached: o.Detached, extent: o.MaxExtent, eyes: o.Eyes, ctx: ctx, cancel: cancel,
-		disks: map[uint32]*Disk{}}
+		disks: map[uint32]*Disk{}, parted: make(chan struct{})}
 	g.cond = sync.NewCond(&g.mu)
 	g.wg.Add(1)
 	go g.relieve()
@@ -146,6 +147,9 @@ func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold b
 	g.q.reset(next)
 	g.acked, g.closed = next-1, next-1
 	g.open, g.marks = openEpoch{}, nil
+	if g.apart {
+		g.parted = make(chan struct{})
+	}
 	g.hold, g.apart = hold, false
 	if g.floor = next - 1; hold {
 		g.floor = ^epoch.LSN(0)

@@ -38,7 +38,7 @@ func (g *Group) boundLocked(n int64) bool {
 func (g *Group) lagLocked() time.Duration {
 	switch {
 	case !g.behind.IsZero():
-		return time.Since(g.behind)
+		return max(0, time.Since(g.behind)) // the time may be from before a restart
 	case len(g.marks) > 0:
 		return time.Since(g.marks[0].since)
 	case g.open.n > 0:

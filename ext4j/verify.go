@@ -44,6 +44,10 @@ var errUnequal = errors.New("the replica does not follow yet, or a resync is und
 // sides are of one LSN: a difference is never a false alarm. A chunk that is always being
 // written to is held still for one round trip at last.
 func (g *Group) Verify(ctx context.Context, ranges []Range, remote Hasher, o VerifyOptions) (Verified, error) {
+	// A chunk may be held still while the replica is asked, and clients that wait for it keep
+	// the group from going apart: that must not wait for the replica in turn.
+	ctx, stop := g.untilApart(ctx)
+	defer stop()
 	v := verifier{g: g, remote: remote, o: o}
 	w := g.walkOver(ranges)
 	total := w.bytes()

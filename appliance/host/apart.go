@@ -282,8 +282,8 @@ func (s *source) apartMaps() changes {
 	return s.maps
 }
 
-// rejoin is step 5's second half: nothing is recorded in the maps after it, so that the
-// scan it returns is all that they will ever name.
+// rejoin is step 5's second half: nothing is recorded in the maps after it, unless the
+// group goes apart again, so that what it returns is all that they name.
 func (s *source) rejoin() []ext4j.Range {
 	s.rec.Together()
 	var out []ext4j.Range
