@@ -72,7 +72,7 @@ type syncProgress struct {
 func newGroup(d *Daemon, f *groupFile) *group {
 	g := &group{d: d, name: f.Name, dir: filepath.Join(d.cfg.StateDir, "groups", f.Name), file: f, since: time.Now(),
 		images: map[uint32]*images.Image{}, alarms: map[string]string{}}
-	g.state, g.verified = initialState(f), loadVerified(d.fs, g.dir, f)
+	g.state = initialState(f)
 	return g
 }
 
@@ -203,6 +203,10 @@ func (g *group) snapshot() *groupFile {
 // start begins what the group's role asks for.
 func (g *group) start() error {
 	f := g.snapshot()
+	verified := loadVerified(g.d.fs, g.dir, f)
+	g.mu.Lock()
+	g.verified = verified
+	g.mu.Unlock()
 	switch {
 	case g.broken != nil:
 		return g.broken
