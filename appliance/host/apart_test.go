@@ -225,6 +225,33 @@ func TestContinueWhenReplicaIsBroken(t *testing.T) {
 	}
 }
 
+// TestContinueWithoutSpaceHere: the record of changes cannot be made, so the VM waits, and goes
+// on as soon as it can.
+func TestContinueWithoutSpaceHere(t *testing.T) {
+	p := newPair(t).up()
+	vm := p.main.addVM(testVM, "vda")
+	p.main.mustProtect(testVM)
+	p.main.continues()
+	full(p.main, "groups/vm1/apart-")
+	p.dr.stop()
+	done := make(chan error, 1)
+	go func() { done <- vm.disk("vda").write(randomBytes(3, 4096), 0) }()
+	await(t, "the alarm", func() bool {
+		return strings.Contains(strings.Join(p.main.group(testVM).Alarms, "\n"), "cannot go on without site dr")
+	})
+	select {
+	case err := <-done:
+		t.Fatalf("the VM went on, unrecorded: %v", err)
+	case <-time.After(time.Second):
+	}
+	notFull(p.main)
+	must(t, <-done)
+	p.main.awaitState(testVM, string(Disconnected))
+	p.start(p.dr, p.main)
+	p.main.awaitState(testVM, "streaming")
+	sameAtReplica(t, p, vm)
+}
+
 // TestContinueTooMuch: more was written without the replica than its spool takes at once. The
 // VM goes on and the alarm says what to do; with a larger spool the sites come together.
 func TestContinueTooMuch(t *testing.T) {

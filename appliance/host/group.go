@@ -207,6 +207,9 @@ func (g *group) start() error {
 	g.mu.Lock()
 	g.verified = verified
 	g.mu.Unlock()
+	if f.Role == RoleSource {
+		g.alarmDiffers(verified)
+	}
 	switch {
 	case g.broken != nil:
 		return g.broken

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -94,32 +95,24 @@ func (s *source) verify(ctx context.Context, req control.VerifyRequest, emit fun
 		case <-stop:
 		}
 	})
-	began, run := time.Now(), s.g.beginVerify(req.Resume)
+	began, run := time.Now(), s.g.beginVerify(req)
 	defer s.g.setProgress("", 0, 0)
-	ev := evidence{Version: 1, Group: s.g.name, At: began.UTC(), Repair: req.Repair}
 	found, err := s.eng.Verify(ctx, s.eng.WholeRanges(), s.hasher(sess), ext4j.VerifyOptions{
 		Repair:  req.Repair,
 		From:    run.DoneBytes,
 		Pace:    pacer(req.BytesPerSecond),
-		Differs: func(d ext4j.Difference) error { ev.add(s.g.snapshot(), d); return nil },
+		Differs: func(d ext4j.Difference) error { run.differs(d); return nil },
 		Progress: func(done, total int64) {
 			emit(progressEvent("compare", "", done, total, began))
 			s.g.setProgress("verify", done, total)
-			run.at(done, total)
+			run.at(done)
 		},
 	})
-	rep := control.VerifyReport{Group: s.g.name, Compared: found.Compared, Differ: found.Differ, Repaired: found.Repaired, Again: found.Again,
-		ChunkBytes: ext4j.Chunk, LSN: uint64(s.eng.Stats().Ack), Seconds: time.Since(began).Seconds()}
-	if found.Differ > 0 {
-		name, werr := s.g.keepEvidence(ev)
-		if werr != nil {
-			return rep, werr
-		}
-		rep.Evidence = name
-	}
-	rep.Began, rep.Compared, rep.Differ, rep.Repaired = run.end(found, err, rep.Evidence)
+	werr := run.end(found.Repaired, err)
+	rep := control.VerifyReport{Group: s.g.name, Began: time.Unix(0, run.BeganNs).UTC(), Compared: run.DoneBytes / ext4j.Chunk, Differ: run.Differ, Repaired: run.Repaired,
+		Again: found.Again, ChunkBytes: ext4j.Chunk, LSN: uint64(s.eng.Stats().Ack), Seconds: time.Since(began).Seconds(), Evidence: run.Evidence}
 	s.noteVerified(rep, err)
-	return rep, err
+	return rep, errors.Join(err, werr)
 }
 
 func (e *evidence) add(f *groupFile, d ext4j.Difference) {
@@ -149,19 +142,13 @@ func (g *group) keepEvidence(e evidence) (string, error) {
 	return name, nil
 }
 
-// noteVerified tells the group's log, and raises or ends the alarm.
+// noteVerified tells the group's log.
 func (s *source) noteVerified(r control.VerifyReport, err error) {
 	what := fmt.Sprintf("compared with its replica: %d of %d chunks differ, %d repaired", r.Differ, r.Compared, r.Repaired)
 	if err != nil {
 		what += ", broken off: " + err.Error()
 	}
 	s.g.note(what)
-	switch {
-	case r.Differ > r.Repaired:
-		s.g.alarm("verify", fmt.Sprintf("the sites differ in %d chunks of %d bytes; %s names them; kagami verify %s --repair ships them", r.Differ-r.Repaired, r.ChunkBytes, r.Evidence, s.g.name))
-	case err == nil:
-		s.g.alarm("verify", "")
-	}
 }
 
 // pacer spreads what is compared over time; nil without a rate.

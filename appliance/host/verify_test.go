@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 
 	"kagami/appliance/control"
 	"kagami/ext4j"
+	"kagami/ext4j/epoch"
 )
 
 func (s *site) verify(req control.VerifyRequest) control.VerifyReport {
@@ -144,6 +146,83 @@ func TestVerifyResumes(t *testing.T) {
 	}
 	if rep := p.main.verify(control.VerifyRequest{Group: testVM, Resume: true}); rep.Differ != 2 || rep.Compared != 3*batch/ext4j.Chunk {
 		t.Errorf("there was nothing to go on with: %+v", rep)
+	}
+}
+
+// TestVerifyKilled: what a comparison has found is not lost with the daemon: it is told after a
+// restart, and what goes on from there still counts it.
+func TestVerifyKilled(t *testing.T) {
+	p := newPair(t).up()
+	const batch = 16 << 20
+	p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 3*batch)})
+	p.main.mustProtect(testVM)
+	overwrite(t, p.dr.d.find(testVM).snapshot().Disks[0].Image, []byte("rot"), 1<<20)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = p.main.d.Verify(t.Context(), control.VerifyRequest{Group: testVM, BytesPerSecond: 1 << 20}, func(control.Event) {})
+	}()
+	differ := func() bool {
+		return strings.Contains(strings.Join(p.main.group(testVM).Alarms, "\n"), "the sites differ in 1 chunks")
+	}
+	await(t, "the alarm of a comparison that runs", differ)
+	p.main.kill()
+	<-ended
+	p.start(p.main, p.dr)
+	p.main.awaitState(testVM, "streaming")
+	if v := p.main.group(testVM).Verified; !differ() || v == nil || v.Done != batch || v.Differ != 1 || v.Ended != nil {
+		t.Fatalf("after the kill: %+v, alarms %q", v, p.main.group(testVM).Alarms)
+	}
+	if rep := p.main.verify(control.VerifyRequest{Group: testVM, Resume: true}); rep.Differ != 1 || rep.Compared != 3*batch/ext4j.Chunk || rep.Evidence == "" {
+		t.Errorf("resumed: %+v", rep)
+	}
+	if !differ() {
+		t.Error("the end of the second part has taken the alarm of the first away")
+	}
+	if rep := p.main.verify(control.VerifyRequest{Group: testVM, Repair: true}); rep.Repaired != 1 || differ() {
+		t.Errorf("repaired: %+v", rep)
+	}
+}
+
+// TestVerifiedDecode: a file that is damaged, short, or of something else leaves nothing out of a
+// comparison.
+func TestVerifiedDecode(t *testing.T) {
+	f := &groupFile{Lineage: epoch.NewUUID(), Disks: []diskFile{{Size: 10*ext4j.Chunk - 512}}}
+	good := verifyFile{Version: verifyVersion, Lineage: f.Lineage, BeganNs: 1, DoneBytes: 2 * ext4j.Chunk, TotalBytes: 10 * ext4j.Chunk, Differ: 3, Repaired: 1}
+	encode := func(v verifyFile) []byte {
+		var err error
+		v.Sum, err = v.sumOf()
+		must(t, err)
+		b, err := json.Marshal(v)
+		must(t, err)
+		return b
+	}
+	b := encode(good)
+	if decodeVerified(b, f) == nil {
+		t.Fatal("a good one is refused")
+	}
+	for name, change := range map[string]func(*verifyFile){
+		"more done than there is": func(v *verifyFile) { v.DoneBytes = 11 * ext4j.Chunk },
+		"less than nothing done":  func(v *verifyFile) { v.DoneBytes = -1 },
+		"other disks":             func(v *verifyFile) { v.TotalBytes = 20 * ext4j.Chunk },
+		"another lineage":         func(v *verifyFile) { v.Lineage = epoch.NewUUID() },
+		"another version":         func(v *verifyFile) { v.Version++ },
+		"more repaired":           func(v *verifyFile) { v.Repaired = 4 },
+	} {
+		v := good
+		if change(&v); decodeVerified(encode(v), f) != nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	for i := range b {
+		if decodeVerified(b[:i], f) != nil {
+			t.Errorf("the first %d bytes are taken", i)
+		}
+		c := bytes.Clone(b)
+		c[i] ^= 1
+		if v := decodeVerified(c, f); v != nil && *v != *decodeVerified(b, f) {
+			t.Errorf("rot in byte %d is taken: %s", i, c)
+		}
 	}
 }
 

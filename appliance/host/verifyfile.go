@@ -1,10 +1,11 @@
 package host
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"time"
 
@@ -16,18 +17,19 @@ import (
 
 // verifyFile is how far the last comparison of a group with its replica came,
 // STATE/groups/NAME/verify.json: one that was broken off can be gone on with. It is
-// written now and then; what is lost of it is compared again.
+// written now and then; what is lost of it is compared again. What differed is in it, and
+// the evidence durable, before it counts as done.
 type verifyFile struct {
 	Version    int        `json:"version"` // verifyVersion
 	Lineage    epoch.UUID `json:"lineage"`
 	BeganNs    int64      `json:"began_ns"`
 	EndedNs    int64      `json:"ended_ns,omitempty"` // 0: it was broken off, or runs
-	DoneBytes  int64      `json:"done_bytes"`
+	DoneBytes  int64      `json:"done_bytes"`         // whole chunks
 	TotalBytes int64      `json:"total_bytes"`
-	Compared   int64      `json:"compared"` // chunks
-	Differ     int64      `json:"differ"`
-	Repaired   int64      `json:"repaired"`
+	Differ     int64      `json:"differ"`   // chunks
+	Repaired   int64      `json:"repaired"` // of these
 	Evidence   string     `json:"evidence,omitempty"`
+	Sum        uint32     `json:"sum"` // sumOf the file
 }
 
 const (
@@ -39,14 +41,53 @@ const (
 
 func verifyPath(dir string) string { return dir + "/verify.json" }
 
-// loadVerified reads the file of a group; nil when there is none that makes sense.
+// loadVerified reads the file of a group; nil when there is none that makes sense: then
+// everything is compared.
 func loadVerified(fsys images.FS, dir string, f *groupFile) *verifyFile {
-	var v verifyFile
 	b, err := images.ReadFile(fsys, verifyPath(dir), verifyFileMax)
-	if err != nil || json.Unmarshal(b, &v) != nil || v.Version != verifyVersion || v.Lineage != f.Lineage || v.DoneBytes < 0 || v.BeganNs <= 0 {
+	if err != nil {
+		return nil
+	}
+	return decodeVerified(b, f)
+}
+
+func decodeVerified(b []byte, f *groupFile) *verifyFile {
+	var v verifyFile
+	if json.Unmarshal(b, &v) != nil {
+		return nil
+	}
+	fits := v.Version == verifyVersion && v.Lineage == f.Lineage && v.BeganNs > 0 && v.TotalBytes == f.chunkBytes() &&
+		v.DoneBytes >= 0 && v.DoneBytes <= v.TotalBytes && v.Differ >= 0 && v.Repaired >= 0 && v.Repaired <= v.Differ
+	if sum, err := v.sumOf(); err != nil || sum != v.Sum || !fits {
 		return nil
 	}
 	return &v
+}
+
+// sumOf is the CRC32C of the file with no sum.
+func (v verifyFile) sumOf() (uint32, error) {
+	v.Sum = 0
+	b, err := json.Marshal(v)
+	return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)), err
+}
+
+// chunkBytes is what a comparison of all disks comes to, in whole chunks.
+func (f *groupFile) chunkBytes() (n int64) {
+	for _, d := range f.Disks {
+		n += (d.Size + ext4j.Chunk - 1) / ext4j.Chunk * ext4j.Chunk
+	}
+	return n
+}
+
+// alarmDiffers raises the alarm about what differs, or ends it when a comparison has.
+func (g *group) alarmDiffers(v *verifyFile) {
+	switch {
+	case v == nil:
+	case v.Differ > v.Repaired:
+		g.alarm("verify", fmt.Sprintf("the sites differ in %d chunks of %d bytes; %s names them; kagami verify %s --repair ships them", v.Differ-v.Repaired, ext4j.Chunk, v.Evidence, g.name))
+	case v.EndedNs > 0:
+		g.alarm("verify", "")
+	}
 }
 
 // control is the file for people and programs.
@@ -65,50 +106,77 @@ func (v *verifyFile) control() *control.Verified {
 // verifyRun is a comparison under way. The goroutine that makes it owns it.
 type verifyRun struct {
 	verifyFile
-	g      *group
-	saved  time.Time
-	before verifyFile // what it goes on with
+	g     *group
+	saved time.Time
+	ev    evidence
+	noted int64 // of Differ, what the evidence on disk names, or that of an earlier part did
 }
 
 // beginVerify begins a comparison, or goes on with one that was broken off. The caller holds comparing.
-func (g *group) beginVerify(resume bool) *verifyRun {
-	f := g.snapshot()
-	r := &verifyRun{g: g, saved: time.Now(), verifyFile: verifyFile{Version: verifyVersion, Lineage: f.Lineage, BeganNs: time.Now().UnixNano()}}
-	for _, d := range f.Disks {
-		r.TotalBytes += (d.Size + ext4j.Chunk - 1) / ext4j.Chunk * ext4j.Chunk
-	}
+func (g *group) beginVerify(req control.VerifyRequest) *verifyRun {
+	f, now := g.snapshot(), time.Now()
+	r := &verifyRun{g: g, saved: now, ev: evidence{Version: 1, Group: g.name, At: now.UTC(), Repair: req.Repair},
+		verifyFile: verifyFile{Version: verifyVersion, Lineage: f.Lineage, BeganNs: now.UnixNano(), TotalBytes: f.chunkBytes()}}
 	g.mu.Lock()
 	old := g.verified
 	g.mu.Unlock()
-	if resume && old != nil && old.EndedNs == 0 && old.Lineage == f.Lineage && old.TotalBytes == r.TotalBytes {
-		r.verifyFile, r.before = *old, *old
+	if req.Resume && old != nil && old.EndedNs == 0 && old.Lineage == f.Lineage && old.TotalBytes == r.TotalBytes {
+		r.verifyFile, r.noted = *old, old.Differ
 	}
 	return r
 }
 
-// at notes how far it is.
-func (r *verifyRun) at(done, total int64) {
-	r.DoneBytes, r.TotalBytes = done, total
-	if time.Since(r.saved) >= verifySave {
+func (r *verifyRun) differs(d ext4j.Difference) {
+	r.ev.add(r.g.snapshot(), d)
+	r.Differ++
+}
+
+// at notes how far it is. Where something differs, that is durable first.
+func (r *verifyRun) at(done int64) {
+	news := r.Differ > r.noted
+	if news && r.keepEvidence() != nil {
+		return // compared again, if it comes to that; the end says why
+	}
+	if r.DoneBytes = done; news || time.Since(r.saved) >= verifySave {
 		r.save()
+	}
+	if news {
+		r.g.alarmDiffers(&r.verifyFile)
 	}
 }
 
-// end notes what it found, and returns that with what the part before had.
-func (r *verifyRun) end(found ext4j.Verified, err error, evidence string) (began time.Time, compared, differ, repaired int64) {
-	if r.Evidence = cmp.Or(evidence, r.Evidence); err == nil {
+func (r *verifyRun) keepEvidence() error {
+	name, err := r.g.keepEvidence(r.ev)
+	if err == nil {
+		r.Evidence, r.noted = name, r.Differ
+	}
+	return err
+}
+
+// end notes what it found, all parts of it together.
+func (r *verifyRun) end(repaired int64, err error) error {
+	r.Repaired += repaired
+	if r.Differ > r.noted {
+		if werr := r.keepEvidence(); werr != nil {
+			return werr
+		}
+	}
+	if err == nil {
 		r.EndedNs = time.Now().UnixNano()
 	}
-	r.Compared, r.Differ, r.Repaired = r.before.Compared+found.Compared, r.before.Differ+found.Differ, r.before.Repaired+found.Repaired
 	r.save()
-	return time.Unix(0, r.BeganNs).UTC(), r.Compared, r.Differ, r.Repaired
+	r.g.alarmDiffers(&r.verifyFile)
+	return nil
 }
 
 // save keeps what is known by now.
 func (r *verifyRun) save() {
 	r.saved = time.Now()
 	v := r.verifyFile
-	b, err := json.Marshal(v)
+	sum, err := v.sumOf()
+	v.Sum = sum
+	b, merr := json.Marshal(v)
+	err = errors.Join(err, merr)
 	r.g.mu.Lock()
 	defer r.g.mu.Unlock()
 	if r.g.gone {
