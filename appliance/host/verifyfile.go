@@ -221,7 +221,11 @@ func (g *group) verifyDue() bool {
 	if f.Role != RoleSource || g.state != Streaming || !f.Complete || f.Phase != "" || f.Compare != "" || f.Apart != nil {
 		return false
 	}
-	return v == nil || v.EndedNs == 0 || v.Lineage != f.Lineage || time.Since(time.Unix(0, v.EndedNs)) >= g.d.cfg.Verify.Every
+	if v == nil || v.EndedNs == 0 || v.Lineage != f.Lineage {
+		return true
+	}
+	since := time.Since(time.Unix(0, v.EndedNs))
+	return since < 0 || since >= g.d.cfg.Verify.Every // in the future: the clock was put back
 }
 
 func (d *Daemon) verifyOne(ctx context.Context, g *group) {
