@@ -123,8 +123,9 @@ func (s *source) status(st *control.Group) {
 	if why := s.g.snapshot().Compare; why != "" {
 		st.Alarms = append(st.Alarms, "not protected until both sites have been compared: "+why)
 	}
-	// Stalled too: while FLUSH waits, what has returned is safe.
-	st.Protected = st.Complete && st.State != string(Failed) && st.State != string(Fenced) && s.g.replicaVouchedFor()
+	// Stalled too: while FLUSH waits, what has returned is safe. The end of a first sync is
+	// durable a moment before the state says so.
+	st.Protected = st.Complete && st.State != string(Failed) && st.State != string(Fenced) && st.State != string(Syncing) && s.g.replicaVouchedFor()
 	s.mu.Lock()
 	st.LSN.Received, st.LSN.Applied = uint64(s.last.Received), uint64(s.last.Applied)
 	s.mu.Unlock()
