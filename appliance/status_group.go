@@ -26,6 +26,9 @@ func groupText(g control.Group, now time.Time) string {
 	row("RPO", "%s", rpo(g))
 	row("LSN", "assigned %d, received %d, durable %d, applied %d", g.LSN.Assigned, g.LSN.Received, g.LSN.Durable, g.LSN.Applied)
 	row("queue", "%s", of(g.QueueBytes, g.QueueLimit))
+	if g.BacklogBytes > 0 {
+		row("backlog", "%s", of(g.BacklogBytes, g.BacklogLimit))
+	}
 	row("spool", "%s", of(g.SpoolBytes, g.SpoolLimit))
 	row("regions", "%d active, %s waiting", g.Regions, count(g.Flushes, "flush"))
 	row("flushes", "%d, of which %d promised nothing new", g.AllFlushes, g.LocalFlushes)

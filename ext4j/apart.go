@@ -29,14 +29,21 @@ func (g *Group) GoApart(lineage epoch.UUID, session uint64, since time.Time) {
 		g.lineage, g.session = lineage, session
 		g.q.reset(1)
 	}
+	g.alone = true
+	g.goApartLocked(since)
+}
+
+func (g *Group) goApartLocked(since time.Time) {
 	if lag := g.lagLocked(); lag > 0 && (since.IsZero() || time.Since(since) < lag) {
 		since = time.Now().Add(-lag)
 	}
 	if !g.apart {
 		close(g.parted)
 	}
-	g.behind, g.apart, g.alone = since, true, true
-	g.q.drop(g.q.next() - 1)
+	g.behind, g.apart = since, true
+	next := g.nextLocked()
+	g.over = nil // the pump sees it
+	g.q.reset(next)
 	g.open, g.marks = openEpoch{}, nil
 	g.hold, g.floor = false, ^epoch.LSN(0) // a FLUSH that has to wait waits for the end of the resync
 	g.stopTimerLocked()

@@ -40,7 +40,7 @@ func (g *Group) Drain(ctx context.Context) (epoch.Pos, error) {
 	if g.err == nil && (g.alone || g.apart) {
 		return epoch.Pos{}, ErrApart
 	}
-	for g.err == nil && ctx.Err() == nil && (g.hold || g.acked+1 < g.q.next()) {
+	for g.err == nil && ctx.Err() == nil && (g.hold || g.acked+1 < g.nextLocked()) {
 		g.cond.Wait()
 	}
 	switch {

@@ -223,7 +223,7 @@ func (g *Group) resetEyes() {
 func (g *Group) lastMark() epoch.LSN {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	next := g.q.next()
+	next := g.nextLocked()
 	if next == 0 {
 		return 0
 	}

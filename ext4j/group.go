@@ -95,6 +95,7 @@ type Group struct {
 	bounded int           // clients that wait for the bound of async
 	waiting int           // requests and scans that wait for room
 	apart   bool          // see GoApart: records are numbered, not kept
+	over    *overflow     // see Overflow; nil: the queue has all that is kept
 	alone   bool          // FLUSHes wait for the local image only
 	parted  chan struct{} // closed by GoApart
 	behind  time.Time     // since when the replica lacks something that is not in the queue; zero: it lacks nothing else
@@ -142,7 +143,8 @@ func (g *Group) Begin(lineage epoch.UUID, session uint64, next epoch.LSN, hold b
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.lineage, g.session = lineage, session
-	g.shift = max(g.q.next()+g.shift, next) - next
+	g.shift = max(g.nextLocked()+g.shift, next) - next
+	g.over = nil
 	g.rec.Begin(session, g.markLocked(next-1), g.shift)
 	g.q.reset(next)
 	g.acked, g.closed = next-1, next-1
@@ -300,8 +302,16 @@ func (g *Group) callWakeLocked() {
 	g.mu.Lock()
 }
 
-// roomLocked tells whether the queue has room. An empty one always has.
+// roomLocked tells whether there is room for a record.
 func (g *Group) roomLocked(n int64) bool {
+	if g.over != nil {
+		return g.overflowRoomLocked(n)
+	}
+	return g.queueRoomLocked(n)
+}
+
+// queueRoomLocked tells whether the queue has room. An empty one always has.
+func (g *Group) queueRoomLocked(n int64) bool {
 	return g.q.bytes == 0 || g.q.bytes+n+recordOverhead <= g.limits.QueueBytes
 }
 
@@ -352,7 +362,7 @@ func (g *Group) append(r epoch.Record) epoch.LSN {
 }
 
 func (g *Group) appendLocked(r epoch.Record) epoch.LSN {
-	r.Lineage, r.Session, r.LSN = g.lineage, g.session, g.q.next()
+	r.Lineage, r.Session, r.LSN = g.lineage, g.session, g.nextLocked()
 	if g.apart {
 		return g.passLocked(r)
 	}
@@ -373,6 +383,10 @@ func (g *Group) appendLocked(r epoch.Record) epoch.LSN {
 }
 
 func (g *Group) push(r epoch.Record) {
+	if g.over != nil && (g.over.n > 0 || !g.queueRoomLocked(int64(len(r.Payload)))) {
+		g.overflowLocked(r)
+		return
+	}
 	g.q.push(r)
 	if g.detached {
 		g.q.drop(r.LSN)
@@ -389,18 +403,34 @@ func (g *Group) closeLocked(why epoch.Reason) epoch.LSN {
 	info := epoch.CloseInfo{TimeNs: now.UnixNano(), Reason: why, First: g.open.first, Bytes: uint64(g.open.bytes)}
 	payload := info.Encode()
 	r := epoch.Record{Type: epoch.TypeClose, Disk: epoch.GroupWide, Length: uint64(len(payload)), Payload: payload,
-		Lineage: g.lineage, Session: g.session, LSN: g.q.next()}
+		Lineage: g.lineage, Session: g.session, LSN: g.nextLocked()}
 	r.Seal()
 	g.push(r)
 	if g.detached {
 		g.acked = r.LSN
 	} else {
-		g.marks = append(g.marks, closeMark{r.LSN, g.open.since})
+		g.marks = thin(append(g.marks, closeMark{r.LSN, g.open.since}))
 	}
 	g.closed, g.open = r.LSN, openEpoch{}
 	g.stopTimerLocked()
 	g.stats.Epochs++
 	return r.LSN
+}
+
+// maxMarks bounds what is remembered of epochs that are not acknowledged.
+const maxMarks = 1 << 16
+
+// thin makes two marks one where there are too many: an epoch then counts as old as the
+// one before it.
+func thin(marks []closeMark) []closeMark {
+	if len(marks) <= maxMarks {
+		return marks
+	}
+	for i := range len(marks) / 2 {
+		marks[i] = closeMark{marks[2*i+1].lsn, marks[2*i].since}
+	}
+	odd := marks[len(marks)/2*2:]
+	return append(marks[:len(marks)/2], odd...)
 }
 
 func (g *Group) startTimerLocked() {

@@ -25,6 +25,9 @@ type Stats struct {
 	Waiting          int           // requests and scans that wait for room in the queue
 	Apart            bool          // see GoApart
 	Alone            bool          // FLUSHes are answered by this site alone
+	Overflow         bool          // see Group.Overflow: the replica gets all of it later, in order
+	BacklogBytes     int64         // records that are not in the queue, on disk or on their way there
+	BacklogFull      bool          // there is no room for more of them
 	Bounded          bool          // async: the replica lacks as much as it may, and clients wait
 	Ready            bool          // the gate is open
 	Resyncing        bool
@@ -51,7 +54,10 @@ func (g *Group) Stats() Stats {
 	defer g.mu.Unlock()
 	s := g.stats
 	s.QueueBytes, s.QueueRecords, s.UnackedFlushes = g.q.bytes, len(g.q.recs), g.flushes
-	s.Next, s.Ack, s.Close, s.Session = g.q.next(), g.acked, g.closed, g.session
+	if o := g.over; o != nil {
+		s.Overflow, s.BacklogBytes, s.BacklogFull = true, o.stored+o.bytes, o.full
+	}
+	s.Next, s.Ack, s.Close, s.Session = g.nextLocked(), g.acked, g.closed, g.session
 	s.Ready, s.Resyncing = g.gate == gateOpen && g.err == nil, g.hold
 	s.Waiting, s.Apart, s.Alone = g.waiting, g.apart, g.alone
 	if !g.detached && (s.Next > s.Ack+1 || !g.behind.IsZero()) {

@@ -139,6 +139,9 @@ func (v *validator) limits(l Limits, path string) {
 	if l.ActiveLogBytes%regionSize != 0 {
 		v.add(path+".active_log_bytes", FormatSize(l.ActiveLogBytes), "allowed: a multiple of a region, %s", FormatSize(regionSize))
 	}
+	if l.BacklogBytes != 0 && l.BacklogBytes < l.QueueBytes {
+		v.add(path+".backlog_bytes", FormatSize(l.BacklogBytes), "allowed: 0, or at least queue_bytes (%s)", FormatSize(l.QueueBytes))
+	}
 	if l.EpochBytes > l.QueueBytes {
 		v.add(path+".epoch_bytes", FormatSize(l.EpochBytes), "must not exceed queue_bytes (%s)", FormatSize(l.QueueBytes))
 	}

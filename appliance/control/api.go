@@ -254,6 +254,8 @@ type Group struct {
 	RPOSeconds   float64 `json:"rpo_s"`
 	QueueBytes   int64   `json:"queue_bytes"`
 	QueueLimit   int64   `json:"queue_limit"`
+	BacklogBytes int64   `json:"backlog_bytes"` // kept on disk while the replica is away
+	BacklogLimit int64   `json:"backlog_limit"`
 	SpoolBytes   int64   `json:"spool_bytes"`
 	SpoolLimit   int64   `json:"spool_limit"`
 	Regions      int     `json:"active_regions"`

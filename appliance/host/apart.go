@@ -21,7 +21,8 @@ import (
 //	1. records of changes exist, one map per disk: durable
 //	2. the group's file says that it is apart: durable; from here on what may differ
 //	   is what the active log or the maps name
-//	3. ext4j drops its queue and answers FLUSHes by the local image alone
+//	3. ext4j answers FLUSHes by the local image alone; its records go to the backlog on
+//	   disk (keepBacklog), or are dropped where there is none
 //	4. changes are recorded in the maps; what waits for room in the log goes there
 //	5. the replica is attached: a session is raised, durable (recordPlan), and changes
 //	   are recorded in the log again
@@ -30,8 +31,20 @@ import (
 //	7. the replica has acknowledged its end: FLUSHes wait for the replica again; the
 //	   file says so, durable; the maps are removed
 //
-// A daemon that ends in 2 to 7 goes on apart when it starts. A link that is lost in 5
-// or 6 leads to 3; the maps only grow.
+// With a backlog that holds all that was written since, 5 to 7 are others (catchUpBacklog):
+//
+//	5. the replica is attached: the session goes on, the backlog is sent in order, while
+//	   FLUSHes are still answered alone and more is added to it
+//	6. it is empty: changes are recorded in the log again; FLUSHes wait for the
+//	   replica again; the images are made durable, for the log does not name
+//	   what the maps do; the replica has acknowledged all that was written by then
+//	7. the file says so, durable; the maps are removed
+//
+// A backlog that is full while the replica is away, or that cannot be written or read, is
+// given up: the records are dropped, and a resync it is.
+//
+// A daemon that ends in 2 to 7 goes on apart when it starts, without a backlog. A link that is
+// lost in 5 or 6 leads to 3; the maps only grow.
 //
 // To serve without having heard of the other site is only safe while the VM that
 // is served cannot have been failed over for good reason: while it runs. So a group
@@ -151,10 +164,10 @@ func (g *group) vouch() error {
 // not waiting for the replica as it is, else after a pause, in which the link may come back.
 func (s *source) apartDue() (in time.Duration, due bool) {
 	st := s.eng.Stats()
-	if st.Apart || s.eng.Shut() || !s.mayContinue() {
+	if st.Apart || st.Overflow && !st.BacklogFull || s.eng.Shut() || !s.mayContinue() {
 		return 0, false
 	}
-	if st.Alone {
+	if st.Alone && !st.Overflow {
 		return 0, true
 	}
 	return max(0, time.Until(s.away.Add(s.g.d.pause.apart))), true
@@ -169,7 +182,10 @@ func (s *source) wasAttached(since time.Time) {
 }
 
 // wentOn tells that clients do not wait for the replica.
-func (s *source) wentOn() bool { return s.eng.Stats().Apart && s.mayContinue() }
+func (s *source) wentOn() bool { return onItsOwn(s.eng.Stats()) && s.mayContinue() }
+
+// onItsOwn tells whether a group has gone on without its replica, with a backlog or without.
+func onItsOwn(st ext4j.Stats) bool { return st.Apart || st.Overflow }
 
 // awaitLink waits for a session with the replica's site, and lets the group go apart
 // meanwhile when that is due. In the last session, if that goes on, nothing is tried
@@ -223,7 +239,7 @@ func (s *source) look(ctx context.Context, in time.Duration, last *ship.Session,
 
 // settleAlone lets FLUSHes of a group that is apart be answered or wait, as its policy says now.
 func (s *source) settleAlone() {
-	if !s.eng.Stats().Apart {
+	if !onItsOwn(s.eng.Stats()) {
 		return
 	}
 	may := s.alone()
@@ -248,7 +264,9 @@ func (s *source) goApart() {
 		}
 	}
 	f := s.g.snapshot()
-	s.eng.GoApart(f.Lineage, f.Session, time.Unix(0, f.Apart.SinceNs))
+	if !s.keepBacklog(f) {
+		s.eng.GoApart(f.Lineage, f.Session, time.Unix(0, f.Apart.SinceNs))
+	}
 	s.rec.GoApart(s.apartMaps())
 	s.eng.OpenGate()
 	s.markSynced()
@@ -356,6 +374,10 @@ func (s *source) watchProgress(ctx context.Context, cancel context.CancelCauseFu
 		case <-tick.C:
 		}
 		e := s.eng.Stats()
+		if e.Apart {
+			cancel(errBacklogLost) // nothing that is sent now counts
+			return
+		}
 		s.mu.Lock()
 		now := progress{e.Session, e.ResyncBytes, s.last.Received, e.Ack}
 		s.mu.Unlock()

@@ -38,9 +38,18 @@ func (s *site) mapsLeft() []string {
 }
 
 // TestContinue: the replica is away, the VM goes on, unprotected and with an alarm;
-// back again, only what was written meanwhile is compared, and all is as before.
+// back again, what was written meanwhile is sent in order, or without a backlog compared,
+// and all is as before.
 func TestContinue(t *testing.T) {
-	p := newPair(t).up()
+	for _, backlog := range []string{"64MiB", "0"} {
+		t.Run("backlog of "+backlog, func(t *testing.T) { testContinue(t, backlog) })
+	}
+}
+
+func testContinue(t *testing.T, backlog string) {
+	p := newPair(t)
+	p.main.backlog = backlog
+	p.up()
 	const size = 64 << 20
 	vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, size), "vdb": randomBytes(2, 8<<20)})
 	p.main.mustProtect(testVM)
@@ -67,8 +76,8 @@ func TestContinue(t *testing.T) {
 	if g = p.main.awaitState(testVM, "streaming"); !g.Protected || len(g.Alarms) > 0 {
 		t.Errorf("together: %+v", g)
 	}
-	if n := g.Resynced - before; n == 0 || n > 4<<20 {
-		t.Errorf("%d bytes were shipped for 3 writes", n)
+	if n := g.Resynced - before; (n == 0) != (backlog != "0") || n > 4<<20 {
+		t.Errorf("%d bytes were compared and shipped for 3 writes", n)
 	}
 	sameAtReplica(t, p, vm)
 	if left := p.main.mapsLeft(); len(left) > 0 || p.main.d.find(testVM).snapshot().Required != 0 {
@@ -256,6 +265,7 @@ func TestContinueWithoutSpaceHere(t *testing.T) {
 // VM goes on and the alarm says what to do; with a larger spool the sites come together.
 func TestContinueTooMuch(t *testing.T) {
 	p := newPair(t)
+	p.main.backlog = "0"
 	p.dr.extra = fmt.Sprintf(smallSpool, "9MiB")
 	p.up()
 	vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 14<<20)})

@@ -76,7 +76,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		return err
 	}
 	p := s.plan(resp)
-	if s.g.snapshot().Apart != nil {
+	if s.g.snapshot().Apart != nil && !p.resumed {
 		p = planApart(p)
 	}
 	if err := s.recordPlan(p); err != nil {
@@ -300,6 +300,8 @@ type plan struct {
 	hashes bool // compare before shipping
 	whole  bool // until its end, nothing vouches for the replica
 	why    string
+	// resumed: the session goes on where the replica stands, everything since is sent.
+	resumed bool
 }
 
 // plan decides what brings the replica up to date. It is the least that is
@@ -362,7 +364,7 @@ func (s *source) behindFloor(p epoch.Pos) bool {
 func (s *source) planResumed(f *groupFile, resp wire.AttachResponse) plan {
 	switch {
 	case f.Complete && f.Compare == "" || s.unfinished != nil:
-		return plan{why: "everything unacknowledged is sent again"}
+		return plan{resumed: true, why: "everything unacknowledged is sent again"}
 	case s.empty:
 		return plan{what: "first sync", why: "the block copy goes on"}
 	case f.Delta:
@@ -399,6 +401,8 @@ func (s *source) planCompare(why string) plan {
 // catchUp runs the scan that the plan asks for and declares the group's state.
 func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan, resp wire.AttachResponse) error {
 	switch {
+	case p.resumed && s.g.snapshot().Apart != nil:
+		return s.catchUpBacklog(ctx, p)
 	case p.what == "":
 		if p.begin {
 			// Both sites are alike: what the log still names may leave it. Nothing
@@ -445,7 +449,7 @@ func (s *source) endFirstSync(ctx context.Context) error {
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of first sync: %w", err)
 	}
-	if err := s.equal(); err != nil {
+	if err := s.equal(ctx); err != nil {
 		return err
 	}
 	s.g.input(SyncEnded, "the replica is a complete copy")
@@ -476,7 +480,7 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan, spool i
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return fmt.Errorf("end of resync: %w", err)
 	}
-	if err := s.equal(); err != nil {
+	if err := s.equal(ctx); err != nil {
 		return err
 	}
 	s.g.input(ResyncEnded, fmt.Sprintf("both sites are equal again (%s)", p.why))
@@ -501,7 +505,7 @@ func (s *source) endResumed(ctx context.Context) error {
 	if err := s.eng.AwaitAcked(ctx); err != nil {
 		return fmt.Errorf("end of resync: %w", err)
 	}
-	if err := s.equal(); err != nil {
+	if err := s.equal(ctx); err != nil {
 		return err
 	}
 	closeOnce(s.complete)
@@ -511,10 +515,12 @@ func (s *source) endResumed(ctx context.Context) error {
 // equal notes that the replica holds all that this source does: it has acknowledged the
 // end of a first sync, or of a resync, whose reason is no more, nor is one that this
 // one took the place of.
-func (s *source) equal() error {
+func (s *source) equal(ctx context.Context) error {
 	f := s.g.snapshot()
 	if f.Apart != nil {
-		s.eng.Together()
+		if err := s.eng.Rejoin(ctx); err != nil {
+			return fmt.Errorf("wait for the replica again: %w", err)
+		}
 	}
 	if f.Compare != "" || !f.Complete || f.Apart != nil {
 		err := s.g.update(func(f *groupFile) {

@@ -91,7 +91,7 @@ const linkLook = 100 * time.Millisecond
 // flushes reports whether a FLUSH of the guest can end.
 func (g *group) flushes() bool {
 	switch g.current() {
-	case Streaming, Syncing, Resyncing, Disconnected, Detached:
+	case Streaming, Syncing, Resyncing, CatchingUp, Disconnected, Detached:
 		return true
 	}
 	return false

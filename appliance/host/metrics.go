@@ -29,6 +29,7 @@ var groupMetrics = []metric{
 	{groupDesc("group_lsn_assigned", "Last LSN given at the source, or received at the replica."), prometheus.CounterValue, func(g control.Group) float64 { return float64(g.LSN.Assigned) }},
 	{groupDesc("group_lsn_durable", "Last LSN durable at the replica."), prometheus.CounterValue, func(g control.Group) float64 { return float64(g.LSN.Durable) }},
 	{groupDesc("group_lsn_applied", "Last LSN applied to the replica's images."), prometheus.CounterValue, func(g control.Group) float64 { return float64(g.LSN.Applied) }},
+	{groupDesc("group_backlog_bytes", "Unacknowledged records on the source's disk: written while the replica was away."), prometheus.GaugeValue, func(g control.Group) float64 { return float64(g.BacklogBytes) }},
 	{groupDesc("group_queue_bytes", "Unacknowledged records in the source's memory."), prometheus.GaugeValue, func(g control.Group) float64 { return float64(g.QueueBytes) }},
 	{groupDesc("group_spool_bytes", "Spool in use at the replica."), prometheus.GaugeValue, func(g control.Group) float64 { return float64(g.SpoolBytes) }},
 	{groupDesc("group_active_regions", "Regions of 1 MiB that may differ between the sites."), prometheus.GaugeValue, func(g control.Group) float64 { return float64(g.Regions) }},

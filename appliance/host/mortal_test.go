@@ -137,3 +137,15 @@ func (f *mortalFile) Allocate(off, n int64) error {
 func (f *mortalFile) SetXattr(name string, v []byte) error {
 	return f.m.change("setxattr", f.name, func() error { return f.File.SetXattr(name, v) })
 }
+
+func (f *mortalFile) ReadAt(p []byte, off int64) (n int, err error) {
+	f.m.mu.RLock()
+	fail := f.m.fail
+	f.m.mu.RUnlock()
+	if fail != nil {
+		if err := fail("read", f.name); err != nil {
+			return 0, err
+		}
+	}
+	return f.File.ReadAt(p, off)
+}

@@ -155,6 +155,11 @@ func (s *source) lookAgain() {
 		return
 	}
 	s.alone()
+	s.signal()
+}
+
+// signal makes the goroutine that waits for the replica look again.
+func (s *source) signal() {
 	select {
 	case s.poke <- struct{}{}:
 	default:

@@ -40,9 +40,11 @@ type site struct {
 	name, dir  string
 	runDir     string // within dir
 	address    string
-	extra      string // of its config file
-	file       string // in its place
-	boot       string // "": the machine's own
+	extra      string                      // of its config file
+	backlog    string                      // limits.backlog_bytes; "": 64MiB
+	fail       func(op, path string) error // see mortalFS, from the start of each life on
+	file       string                      // in its place
+	boot       string                      // "": the machine's own
 	host       *fakeHost
 	log        *logBuffer
 	control    *control.Client
@@ -167,7 +169,7 @@ func (s *site) config(peer *site) *config.Config {
 	if peer != nil {
 		peers = fmt.Sprintf("peers:\n  - name: %s\n    address: %s\n    connections: 2\n", peer.name, peer.address)
 	}
-	limits := fmt.Sprintf(testLimits, "50ms")
+	limits := fmt.Sprintf(testLimits, "50ms") + "  backlog_bytes: " + cmp.Or(s.backlog, "64MiB") + "\n"
 	if strings.Contains(s.extra, "limits:") {
 		limits = ""
 	}
@@ -194,6 +196,7 @@ libvirt:
 func (s *site) daemon(peer *site) *Daemon {
 	s.t.Helper()
 	s.fs, s.conn = newMortalFS(), &conn{h: s.host, died: make(chan struct{})}
+	s.fs.fail = s.fail
 	d := newDaemon(s.config(peer), "test", s.fs, slog.New(slog.NewTextHandler(s.log, nil)))
 	if s.boot != "" {
 		d.bootID = s.boot

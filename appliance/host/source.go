@@ -49,7 +49,7 @@ type source struct {
 	refused  chan error    // the peer's refusals; one is kept
 	filled   chan struct{} // closed when a first sync may end: no block copy is under way
 	complete chan struct{} // closed when the first sync has ended
-	poke     chan struct{} // has one token when the policy was changed
+	poke     chan struct{} // has one token when the policy was changed, or the backlog is full or lost
 
 	mu      sync.Mutex
 	binding *ship.Binding

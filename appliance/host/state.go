@@ -12,10 +12,12 @@ const (
 	Stalled   State = "stalled"   // the link is lost: FLUSH waits
 	// Disconnected: the replica is away and the group goes on without it: FLUSH is answered by this site alone.
 	Disconnected State = "disconnected"
-	Resyncing    State = "resyncing"  // regions that may differ are compared and shipped
-	Detached     State = "unmirrored" // promoted and serving, without a replica
-	Fenced       State = "fenced"     // superseded by a promotion elsewhere: serves nothing
-	Leaving      State = "leaving"    // ended here: serves nothing; the replica's site has to be told
+	// CatchingUp: what was written while the replica was away is sent in order; FLUSH is still answered by this site alone.
+	CatchingUp State = "catching up"
+	Resyncing  State = "resyncing"  // regions that may differ are compared and shipped
+	Detached   State = "unmirrored" // promoted and serving, without a replica
+	Fenced     State = "fenced"     // superseded by a promotion elsewhere: serves nothing
+	Leaving    State = "leaving"    // ended here: serves nothing; the replica's site has to be told
 	// Undeclared: the config file declares the group's disks no more. It serves
 	// nothing, and only a start of the daemon leads in or out.
 	Undeclared State = "undeclared"
@@ -37,6 +39,8 @@ const (
 	Attached     Input = "attached" // the replica follows the stream
 	SyncBegun    Input = "first sync begun"
 	SyncEnded    Input = "first sync ended"
+	CatchUpBegun Input = "catching up begun"
+	CaughtUp     Input = "caught up"
 	ResyncBegun  Input = "resync begun"
 	ResyncEnded  Input = "resync ended"
 	Superseded   Input = "superseded" // the other site was promoted
@@ -59,9 +63,10 @@ const (
 var transitions = map[State]map[Input]State{
 	Syncing:   {LinkLost: Stalled, Attached: Syncing, SyncBegun: Syncing, SyncEnded: Streaming, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
 	Streaming: {LinkLost: Stalled, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
-	Stalled:   {LinkLost: Stalled, WentOn: Disconnected, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
+	Stalled:   {CatchUpBegun: CatchingUp, LinkLost: Stalled, WentOn: Disconnected, Attached: Streaming, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
 	// A refused attachment is a lost link, too.
-	Disconnected: {WentOn: Disconnected, LinkLost: Stalled, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
+	Disconnected: {CatchUpBegun: CatchingUp, WentOn: Disconnected, LinkLost: Stalled, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
+	CatchingUp:   {CatchUpBegun: CatchingUp, CaughtUp: Streaming, WentOn: Disconnected, LinkLost: Stalled, SyncBegun: Syncing, ResyncBegun: Resyncing, Superseded: Fenced, Released: Detached},
 	Resyncing:    {LinkLost: Stalled, ResyncBegun: Resyncing, ResyncEnded: Streaming, Superseded: Fenced, Released: Detached},
 	Detached:     {Released: Detached, Mirrored: Stalled, Returned: Waiting},
 	Fenced:       {LinkLost: Fenced, Superseded: Fenced, Returned: Waiting, Chosen: Detached},

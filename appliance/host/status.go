@@ -102,6 +102,7 @@ func (s *source) status(st *control.Group) {
 		st.LSN = control.LSN{Assigned: uint64(e.Next - 1), Durable: uint64(e.Ack)}
 	}
 	st.QueueBytes, st.QueueLimit, st.Flushes = e.QueueBytes, s.limits.QueueBytes, e.UnackedFlushes
+	st.BacklogBytes, st.BacklogLimit = e.BacklogBytes, s.limits.BacklogBytes
 	st.AllFlushes, st.LocalFlushes = e.Flushes, e.LocalFlushes
 	st.Written, st.Resynced, st.RPOSeconds = e.WrittenBytes, e.ResyncBytes, e.Lag.Seconds()
 	for i := range st.Disks {
