@@ -12,6 +12,7 @@ import (
 	"kagami/ext4j"
 	"kagami/ext4j/activelog"
 	"kagami/ext4j/epoch"
+	"kagami/images"
 	"kagami/replica/wire"
 )
 
@@ -59,7 +60,7 @@ func restAfter(s *source, err error) time.Duration {
 	switch {
 	case errors.Is(err, errNoRoom):
 		return noRoomPause
-	case errors.Is(err, errStuck):
+	case errors.Is(err, errStuck), images.NoSpace(err):
 		return s.g.d.pause.stuck
 	}
 	return time.Second
@@ -72,17 +73,16 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		return err
 	}
 	if err := s.g.vouch(); err != nil {
-		s.eng.Fail(err)
-		return err
+		return s.unwritten(err)
 	}
 	p := s.plan(resp)
 	if s.g.snapshot().Apart != nil && !p.resumed {
 		p = planApart(p)
 	}
 	if err := s.recordPlan(p); err != nil {
-		s.eng.Fail(err)
-		return err
+		return s.unwritten(err)
 	}
+	s.g.alarm(noSpaceAlarm, "")
 	if p.raise {
 		if resp, err = s.attach(ctx, sess); err != nil {
 			return err
@@ -266,10 +266,23 @@ func (s *source) attachNewest(ctx context.Context, sess *ship.Session) (wire.Att
 		f.Session = max(f.Session, seen+1)
 	})
 	if err != nil {
-		s.eng.Fail(err)
-		return resp, err
+		return resp, s.unwritten(err)
 	}
 	return s.attach(ctx, sess)
+}
+
+// noSpaceAlarm is the alarm that this site has no space for what it must note.
+const noSpaceAlarm = "state"
+
+// unwritten ends an attachment whose state could not be made durable. With no space for it
+// the group is as it was, and it is tried again; any other error is final.
+func (s *source) unwritten(err error) error {
+	if images.NoSpace(err) {
+		s.g.alarm(noSpaceAlarm, fmt.Sprintf("no space for the state of this group, which is tried again: %v", err))
+		return err
+	}
+	s.eng.Fail(err)
+	return err
 }
 
 // noReplica is the alarm that the other site does not follow this source,
@@ -531,8 +544,7 @@ func (s *source) equal(ctx context.Context) error {
 			}
 		})
 		if err != nil {
-			s.eng.Fail(err)
-			return err
+			return s.unwritten(err)
 		}
 		if f.Delta {
 			s.g.dropChanges(f)

@@ -116,6 +116,38 @@ func TestBacklogGivenUp(t *testing.T) {
 	}
 }
 
+// TestNoSpaceForState: this site's disk is full when the replica is back. Nothing is begun that could not
+// be noted, the VM goes on, and all goes well as soon as there is room.
+func TestNoSpaceForState(t *testing.T) {
+	for _, backlog := range []string{"64MiB", "0"} {
+		t.Run("backlog of "+backlog, func(t *testing.T) {
+			p := newPair(t)
+			p.main.backlog = backlog
+			p.up()
+			vm := p.main.addVMWith(testVM, map[string][]byte{"vda": randomBytes(1, 16<<20)})
+			p.main.mustProtect(testVM)
+			p.main.continues()
+			p.dr.stop()
+			must(t, vm.disk("vda").write(randomBytes(2, 1<<20), 0))
+			p.main.awaitState(testVM, string(Disconnected))
+			full(p.main, "groups/vm1/group.json")
+			p.start(p.dr, p.main)
+			await(t, "the alarm", func() bool {
+				return strings.Contains(strings.Join(p.main.group(testVM).Alarms, "\n"), "no space for the state of this group")
+			})
+			must(t, vm.disk("vda").write(randomBytes(3, 1<<20), 4<<20))
+			if g := p.main.group(testVM); g.Protected {
+				t.Errorf("protected while %s", g.State)
+			}
+			notFull(p.main)
+			if g := p.main.awaitState(testVM, "streaming"); !g.Protected || len(g.Alarms) > 0 {
+				t.Errorf("%+v", g)
+			}
+			sameAtReplica(t, p, vm)
+		})
+	}
+}
+
 // TestBacklogLostWhileCatchingUp: what cannot be read back is compared.
 func TestBacklogLostWhileCatchingUp(t *testing.T) {
 	p := newPair(t).up()

@@ -19,8 +19,7 @@ func (s *source) follows(who activelog.Follower) error {
 	}
 	if f.Replica != id {
 		if err := s.followsNew(f, who); err != nil {
-			s.eng.Fail(err)
-			return err
+			return s.unwritten(err)
 		}
 	}
 	if err := s.log.Follow(who); err != nil {

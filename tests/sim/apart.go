@@ -9,13 +9,15 @@ import (
 
 	"kagami/appliance/ship"
 	"kagami/ext4j"
+	"kagami/ext4j/backlog"
 	"kagami/ext4j/changemap"
 	"kagami/ext4j/epoch"
+	"kagami/images"
 )
 
 // A source whose policy is to continue: what appliance/host/apart.go does, in the same order.
-// Its FLUSHes promise nothing about the replica from the link's loss until the resync
-// that follows is acknowledged; then all that was answered when that began is there.
+// Its FLUSHes promise nothing about the replica from the link's loss until the two are
+// together again; then all that had been answered is there.
 
 const (
 	apartGrace = 2 * time.Second
@@ -74,8 +76,11 @@ func (s *source) awaitLink(ctx context.Context) (*ship.Session, error) {
 	}
 	for {
 		grace := apartGrace
-		if s.eng.Stats().Apart {
+		st := s.eng.Stats()
+		if st.Apart {
 			grace = time.Hour
+		} else if st.Overflow {
+			grace = apartGrace / 10
 		}
 		wait, cancel := context.WithTimeout(ctx, grace)
 		sess, err := s.link.Session(wait)
@@ -83,21 +88,69 @@ func (s *source) awaitLink(ctx context.Context) (*ship.Session, error) {
 		if err == nil || ctx.Err() != nil {
 			return sess, err
 		}
+		if st = s.eng.Stats(); st.Overflow && !st.BacklogFull {
+			continue
+		}
 		if err := s.goApart(); err != nil {
 			return nil, err
 		}
 	}
 }
 
+// keepBacklog lets the source keep what is written from now on.
+func (s *source) keepBacklog() bool {
+	if st := s.eng.Stats(); st.Overflow {
+		return !st.BacklogFull
+	}
+	if f := s.snapshot(); s.w.c.BacklogBytes == 0 || !f.Complete || f.Compare != "" || s.forgetful != "" || !s.begun || s.unfinished != nil {
+		return false
+	}
+	store, err := backlog.Create(s.fs, backlog.Options{Path: sourceDir + "/backlog", Limit: s.w.c.BacklogBytes})
+	if err != nil {
+		s.w.note("source: no backlog: %v", err)
+		return false
+	}
+	if !s.eng.Overflow(store, func(err error) { s.w.note("source: the backlog: %v", err) }) {
+		_ = store.Close()
+		return false
+	}
+	s.w.note("source: keeps a backlog")
+	return true
+}
+
+// catchUpBacklog sends what was kept, and ends the time apart.
+func (s *source) catchUpBacklog(ctx context.Context) error {
+	if err := s.eng.CatchUp(ctx, func(int64) {}); err != nil {
+		return err
+	}
+	if s.w.mutant != LateLog {
+		s.rec.Together()
+	}
+	if err := s.equal(ctx); err != nil {
+		return err
+	}
+	if s.w.mutant == LateLog {
+		s.rec.Together()
+	}
+	s.w.note("source: has caught up")
+	return nil
+}
+
 func (s *source) goApart() error {
 	err := s.part()
+	if images.NoSpace(err) {
+		s.w.note("source: cannot go on alone: %v", err)
+		return nil
+	}
 	if err != nil {
 		s.eng.Fail(err) // its machine has stopped
 		return err
 	}
 	s.w.setAlone(true)
 	f := s.snapshot()
-	s.eng.GoApart(lineage, f.Session, time.Now())
+	if !s.keepBacklog() {
+		s.eng.GoApart(lineage, f.Session, time.Now())
+	}
 	s.rec.GoApart(s.apartRecorder())
 	s.eng.OpenGate()
 	s.w.note("source: goes on alone")
@@ -155,20 +208,25 @@ func planApart(p plan) plan {
 	return p
 }
 
-// together: the replica has acknowledged the end of the resync.
-func (s *source) together() {
+// together: FLUSHes wait for the replica again, and it has what was answered by now.
+func (s *source) together(ctx context.Context) error {
 	if s.snapshot().Apart == 0 {
-		return
+		return nil
 	}
-	if s.w.mutant != KeepAlone {
+	whole := s.w.history.Answered()
+	if s.w.mutant == EarlyRejoin {
 		s.eng.Together()
+	} else if err := s.eng.Rejoin(ctx); err != nil {
+		return err
 	}
+	s.eng.Alone(s.w.mutant == KeepAlone)
 	s.w.setAlone(false)
 	for d := range s.w.c.Disks {
 		if s.w.player == nil || d > 0 {
-			s.w.history.shipped(s.whole, d)
+			s.w.history.shipped(whole, d)
 		}
 	}
+	return nil
 }
 
 func (s *source) dropApart() {
@@ -186,6 +244,10 @@ func (s *source) watchProgress(ctx context.Context, cancel context.CancelCauseFu
 	var was [3]uint64
 	for since := time.Now(); s.w.c.Continue && sleep(ctx, stuckGrace/8) == nil; {
 		e := s.eng.Stats()
+		if e.Apart {
+			cancel(errors.New("the backlog was lost"))
+			return
+		}
 		if now := [3]uint64{e.Session, e.ResyncBytes, uint64(e.Ack)}; now != was || e.UnackedFlushes == 0 && e.Waiting == 0 {
 			was, since = now, time.Now()
 		} else if time.Since(since) > stuckGrace {

@@ -31,6 +31,37 @@ func (w *World) makeRoom() {
 	w.repFS.SetCapacity(0)
 }
 
+// fillHere leaves the source's disk little room, until makeRoomHere.
+func (w *World) fillHere() {
+	const plenty = 1 << 40
+	w.srcFS.SetCapacity(plenty)
+	free, err := w.srcFS.Free(sourceDir)
+	if err != nil {
+		return // it has stopped just now
+	}
+	left := w.rng.Int64N(200 << 10)
+	w.note("the source's disk is full but for %d bytes", left)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fullHere, w.wasFull = true, true
+	w.srcFS.SetCapacity(plenty - free + left)
+}
+
+func (w *World) makeRoomHere() {
+	if w.fullHere {
+		w.note("there is room again at the source")
+	}
+	w.fullHere = false
+	w.srcFS.SetCapacity(0)
+}
+
+// hasBeenFull tells whether a request may have met a full disk at the source.
+func (w *World) hasBeenFull() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.wasFull
+}
+
 // breakSync lets one of the next fsyncs of a site fail.
 func (w *World) breakSync() {
 	x := fault.Fault{Op: fault.OpSync, Nth: 1 + w.rng.IntN(20), Err: errFsync}

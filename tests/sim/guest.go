@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kagami/ext4j/epoch"
+	"kagami/images"
 )
 
 // A guest is a VM with several threads that write to its disks. It outlives
@@ -100,6 +101,12 @@ func (g *guest) try(disk uint32, f func(a *attachment) error) (a *attachment, ok
 			g.w.entered(a, disk)
 			return a, true
 		}
+		if images.NoSpace(err) && g.w.hasBeenFull() { // QEMU pauses the VM; when there is room, it goes on with the request
+			if sleep(g.ctx, 100*time.Millisecond) != nil {
+				return nil, false
+			}
+			continue
+		}
 		if !g.w.isDown(a.src) {
 			g.w.fail(fmt.Errorf("a request failed although the source is up: %w", err))
 			return nil, false
@@ -135,7 +142,11 @@ func (g *guest) change(disk uint32, off, n int64, v version, fua bool, do func(a
 	var due marks
 	var alone int64
 	a, ok := g.try(disk, func(a *attachment) error {
-		m, from, due, alone = h.Answered(), markOf(a.src), g.w.aged(), g.w.alone.Load()
+		now := markOf(a.src)
+		if m == nil || now.session != from.session { // a try that found no space may have left records
+			from = now
+		}
+		m, due, alone = h.Answered(), g.w.aged(), g.w.alone.Load()
 		return do(a)
 	})
 	if !ok {

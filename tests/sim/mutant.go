@@ -44,6 +44,8 @@ const (
 	NoMaps          Mutant = "what changes without the replica is not recorded"
 	KeepAlone       Mutant = "FLUSHes are answered alone for ever"
 	ForgetApart     Mutant = "that the source went on without the replica is forgotten by a restart"
+	EarlyRejoin     Mutant = "the source is with the replica again before that has the backlog"
+	LateLog         Mutant = "the active log takes over when the maps are gone"
 	WritesOvertake  Mutant = "a record enters the stream after its request was answered"
 )
 

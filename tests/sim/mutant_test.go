@@ -39,6 +39,8 @@ func TestMutants(t *testing.T) {
 		{NoMaps, 20, awayAndBack, continues},
 		{ForgetApart, 20, awayAndBack, continues},
 		{KeepAlone, 20, awayAndBack, continues},
+		{EarlyRejoin, 20, backAndLost, keeps},
+		{LateLog, 20, backAndLost, keeps},
 	} {
 		if raceEnabled && i >= 1 {
 			break
@@ -58,7 +60,7 @@ func TestMutants(t *testing.T) {
 // TestScripts plays the mutants' scripts without a mutant.
 func TestScripts(t *testing.T) {
 	for name, script := range map[string]func(*World) error{"strangersRead": strangersRead, "crashInCompare": crashInCompare,
-		"rotAndRestart": rotAndRestart, "endUnheard": endUnheard, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie, "awayAndBack": awayAndBack} {
+		"rotAndRestart": rotAndRestart, "endUnheard": endUnheard, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie, "awayAndBack": awayAndBack, "backAndLost": backAndLost} {
 		if raceEnabled && name != "crashInCompare" {
 			continue
 		}
@@ -66,6 +68,8 @@ func TestScripts(t *testing.T) {
 			tweak := stalls
 			if name == "awayAndBack" {
 				tweak = continues
+			} else if name == "backAndLost" {
+				tweak = keeps
 			}
 			if err, log := play(t, run{seed: seed, script: script, tweak: tweak}); err != nil {
 				t.Errorf("%s, seed %d: %v\n%s", name, seed, err, log)
@@ -97,6 +101,9 @@ func roomy(c *Config) {
 
 // continues lets the source go on when the replica is away.
 func continues(c *Config) { c.Continue, c.AsyncAge = true, 0 }
+
+// keeps lets it keep what it writes then.
+func keeps(c *Config) { c.Continue, c.AsyncAge, c.BacklogBytes = true, 0, 64<<20 }
 
 // stalls lets its FLUSHes wait.
 func stalls(c *Config) { c.Continue = false }
@@ -132,6 +139,36 @@ func awayAndBack(w *World) error {
 		}
 		w.bury()
 		if err := w.bringUp(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// backAndLost: the source has gone on alone, with a backlog, and is lost, or loses its power, in the
+// moment when it and the replica are together again.
+func backAndLost(w *World) error {
+	if err := w.await("the first sync ends", w.protected.Load); err != nil {
+		return err
+	}
+	for range 5 {
+		w.net.Cut(true)
+		time.Sleep(7100 * time.Millisecond)
+		w.rest(3 * time.Second)
+		w.net.Cut(false)
+		if err := w.await("they are together", func() bool { return w.src.snapshot().Apart == 0 }); err != nil {
+			return err
+		}
+		if err := w.Disaster(); err != nil {
+			return err
+		}
+		w.rest(100 * time.Millisecond)
+		w.killed = !w.sourceDown(true)
+		if err := w.sourceUp(w.killed); err != nil {
+			return err
+		}
+		w.rest(time.Second)
+		if err := w.await("the source is back", func() bool { s := w.src.eng.Stats(); return s.Ready && !s.Resyncing && s.Session != 0 }); err != nil {
 			return err
 		}
 	}

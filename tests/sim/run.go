@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"kagami/ext4j"
+	"kagami/images"
 	"kagami/tests/fault"
 )
 
@@ -129,6 +130,8 @@ func (w *World) event() error {
 		w.reconnect()
 	case k < 15:
 		return w.rot()
+	case k < 16 && w.c.FillsHere:
+		w.fillHere()
 	case k < 17:
 		w.fill()
 	case k < 19:
@@ -288,7 +291,7 @@ func (w *World) cleanRestart() error {
 		}
 		return nil
 	}
-	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ext4j.ErrApart) && !w.linkTrouble() {
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !images.NoSpace(err) && !errors.Is(err, ext4j.ErrApart) && !w.linkTrouble() {
 		return fmt.Errorf("clean stop: %w", err)
 	}
 	w.killed = !w.sourceDown(false)
@@ -308,6 +311,9 @@ func (w *World) bringUp() error {
 	}
 	if w.full && (w.rep == nil || w.rng.IntN(2) == 0) {
 		w.makeRoom()
+	}
+	if w.fullHere && (w.src == nil || w.rng.IntN(2) == 0) {
+		w.makeRoomHere()
 	}
 	if w.rep == nil && w.rng.IntN(4) > 0 {
 		if err := w.startUp(w.replicaUp, w.dyingReplica); err != nil {
@@ -364,6 +370,7 @@ func (w *World) heal() error {
 	w.note("healing")
 	w.net.Cut(false)
 	w.makeRoom()
+	w.makeRoomHere()
 	w.srcFS.StopAfter(never)
 	w.repFS.StopAfter(never)
 	w.bury()

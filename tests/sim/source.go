@@ -57,7 +57,6 @@ type source struct {
 	unfinished *plan
 	forgetful  string // of the mutant ForgetCompare: what should be durable
 	base       epoch.Pos
-	whole      marks // what was answered when the session began
 }
 
 const (
@@ -282,12 +281,11 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		return err
 	}
 	p := s.plan(resp)
-	if s.snapshot().Apart != 0 {
+	if s.snapshot().Apart != 0 && !p.resumed {
 		p = planApart(p)
 	}
 	if err := s.recordPlan(p); err != nil {
-		s.eng.Fail(err)
-		return err
+		return s.unwritten(err)
 	}
 	if p.raise {
 		if resp, err = s.attach(ctx, sess); err != nil {
@@ -309,7 +307,6 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		if s.snapshot().Apart != 0 {
 			parted = s.rejoin()
 		}
-		s.whole = s.w.history.Answered()
 		s.base = resp.Pos
 		s.eng.LimitHold(resp.SpoolBytes / 8)
 		s.eng.Begin(lineage, s.snapshot().Session, resp.Pos.LSN+1, p.hold && s.w.mutant != NoHold)
@@ -390,6 +387,8 @@ type plan struct {
 	hashes bool
 	whole  bool // until its end, nothing vouches for the replica
 	why    string
+	// resumed: the session goes on where the replica stands
+	resumed bool
 }
 
 func (s *source) plan(resp wire.AttachResponse) plan {
@@ -435,7 +434,7 @@ func (s *source) behindFloor(p epoch.Pos) bool {
 
 func (s *source) planResumed(f sourceState) plan {
 	if f.Complete && f.Compare == "" || s.unfinished != nil {
-		return plan{why: "everything unacknowledged is sent again"}
+		return plan{resumed: true, why: "everything unacknowledged is sent again"}
 	}
 	return plan{what: "first sync", hashes: true, why: "the first sync goes on"}
 }
@@ -445,6 +444,9 @@ func (s *source) planCompare(why string) plan {
 }
 
 func (s *source) catchUp(ctx context.Context, sess *ship.Session, p plan) error {
+	if p.resumed && s.snapshot().Apart != 0 {
+		return s.catchUpBacklog(ctx)
+	}
 	switch p.what {
 	case "":
 		if p.begin {
@@ -476,14 +478,9 @@ func (s *source) firstSync(ctx context.Context, sess *ship.Session, p plan) erro
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return err
 	}
-	s.together()
-	if err := s.update(func(f *sourceState) { f.Complete, f.Compare, f.Apart = true, "", 0 }); err != nil {
-		s.eng.Fail(err)
+	if err := s.equal(ctx); err != nil {
 		return err
 	}
-	s.dropApart()
-	s.w.protected.Store(true)
-	s.releasePins()
 	s.w.note("source: first sync in session %d has ended", s.snapshot().Session)
 	return nil
 }
@@ -500,7 +497,7 @@ func (s *source) resync(ctx context.Context, sess *ship.Session, p plan) error {
 	if _, err := s.eng.FinishScan(ctx); err != nil {
 		return err
 	}
-	return s.resynced()
+	return s.resynced(ctx)
 }
 
 // endResumed ends a resync whose last records were on the way when the link was lost.
@@ -511,21 +508,39 @@ func (s *source) endResumed(ctx context.Context) error {
 	if err := s.eng.AwaitAcked(ctx); err != nil {
 		return err
 	}
-	return s.resynced()
+	return s.resynced(ctx)
 }
 
-func (s *source) resynced() error {
-	if f := s.snapshot(); f.Compare != "" || !f.Complete || f.Apart != 0 {
-		s.together()
+// equal notes that the replica holds all that the source does.
+func (s *source) equal(ctx context.Context) error {
+	f := s.snapshot()
+	if err := s.together(ctx); err != nil {
+		return err
+	}
+	if f.Compare != "" || !f.Complete || f.Apart != 0 {
 		if err := s.update(func(f *sourceState) { f.Complete, f.Compare, f.Apart = true, "", 0 }); err != nil {
-			s.eng.Fail(err)
-			return err
+			return s.unwritten(err)
 		}
 		s.dropApart()
 		s.w.protected.Store(true)
 	}
 	s.clean, s.unfinished, s.forgetful = nil, nil, ""
 	s.releasePins()
+	return nil
+}
+
+// unwritten ends an attachment whose state could not be made durable.
+func (s *source) unwritten(err error) error {
+	if !images.NoSpace(err) {
+		s.eng.Fail(err)
+	}
+	return err
+}
+
+func (s *source) resynced(ctx context.Context) error {
+	if err := s.equal(ctx); err != nil {
+		return err
+	}
 	s.w.note("source: resync in session %d has ended", s.snapshot().Session)
 	return nil
 }

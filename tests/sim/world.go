@@ -48,6 +48,10 @@ type Config struct {
 	Script        int  // recording of an ext4 that disk 0 plays; -1: none
 	// Continue: the source goes on without a replica that is away.
 	Continue bool
+	// BacklogBytes is what it keeps then to be sent later; 0: nothing.
+	BacklogBytes int64
+	// FillsHere: the source's disk fills now and then.
+	FillsHere bool
 	// AsyncAge is how far the replica may be behind in mode async; 0: the mode is sync.
 	AsyncAge time.Duration
 }
@@ -117,6 +121,8 @@ type World struct {
 	noticed  bool   // and the replica has said so
 	killed   bool   // the source's last end left its page cache
 	full     bool   // the replica's disk
+	fullHere bool   // the source's
+	wasFull  bool   // once, at least
 	broken   bool   // an fsync of the source is to fail, or has
 	hoard    bool   // a replica opened now applies nothing: its spool keeps everything
 }
@@ -127,6 +133,10 @@ func NewWorld(seed uint64, mutant Mutant, tweak func(*Config)) (*World, error) {
 	rng := rand.New(rand.NewPCG(seed, 0x73696d))
 	c := RandomConfig(rng).withExt4(rand.New(rand.NewPCG(seed, 0x65787434)))
 	c.Continue = c.AsyncAge == 0 && rand.New(rand.NewPCG(seed, 0x636f6e74)).IntN(4) == 0
+	if c.Continue {
+		c.BacklogBytes = []int64{0, 1 << 20, 64 << 20}[rand.New(rand.NewPCG(seed, 0x6261636b)).IntN(3)]
+	}
+	c.FillsHere = rand.New(rand.NewPCG(seed, 0x66756c6c)).IntN(4) == 0
 	if tweak != nil {
 		tweak(&c)
 	}
@@ -334,6 +344,10 @@ func (w *World) sourceUp(killed bool) error {
 	}
 	s, err := startSource(w, w.srcFS)
 	if err != nil {
+		if images.NoSpace(err) {
+			w.makeRoomHere() // as somebody has to
+			return errStopped
+		}
 		if w.srcFS.Stopped() || errors.Is(err, errFsync) {
 			return errStopped
 		}
