@@ -30,6 +30,9 @@ func groupText(g control.Group, now time.Time) string {
 		row("backlog", "%s", of(g.BacklogBytes, g.BacklogLimit))
 	}
 	row("spool", "%s", of(g.SpoolBytes, g.SpoolLimit))
+	if left := g.LSN.Durable - g.LSN.Applied; g.Role == "replica" && left > 0 {
+		row("to apply", "%s, about %s", count(int(left), "record"), time.Duration(g.ApplySeconds*float64(time.Second)).Round(time.Millisecond))
+	}
 	row("regions", "%d active, %s waiting", g.Regions, count(g.Flushes, "flush"))
 	row("flushes", "%d, of which %d promised nothing new", g.AllFlushes, g.LocalFlushes)
 	row("written", "%s by the guest, %s by resyncs", size(int64(g.Written)), size(int64(g.Resynced)))

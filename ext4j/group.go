@@ -261,7 +261,16 @@ func (g *Group) reserve(n int64) error { return g.reserveFor(g.ctx, n, g.clientR
 
 // reserveScan is reserve for a scan; the end of ctx is an error.
 func (g *Group) reserveScan(ctx context.Context, n int64) error {
-	return g.reserveFor(ctx, n, g.roomLocked)
+	return g.reserveFor(ctx, n, g.scanRoomLocked)
+}
+
+// scanShare is the part of the queue, 1/scanShare, that a scan fills while a client's FLUSH waits.
+const scanShare = 4
+
+// scanRoomLocked is roomLocked for a scan: what it puts into the stream delays every FLUSH
+// behind it, unless FLUSHes wait for its end anyway.
+func (g *Group) scanRoomLocked(n int64) bool {
+	return g.roomLocked(n) && (g.flushes == 0 || g.hold || g.q.bytes == 0 || (g.q.bytes+n+recordOverhead)*scanShare <= g.limits.QueueBytes)
 }
 
 func (g *Group) reserveFor(ctx context.Context, n int64, room func(int64) bool) error {

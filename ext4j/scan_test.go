@@ -403,3 +403,56 @@ func TestRecorderFailureIsFinal(t *testing.T) {
 		}
 	})
 }
+
+// TestScanLeavesRoom: while a FLUSH waits, a scan puts little in front of the next one; without
+// any it fills the queue.
+func TestScanLeavesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const queue = 512 << 10
+		r := newRig(t, Options{Limits: Limits{QueueBytes: queue}})
+		defer r.close()
+		rng := rand.New(rand.NewPCG(1, 1))
+		scrub(rng, r.img[0].data)
+		scrub(rng, r.img[1].data)
+		r.g.Begin(epoch.UUID{9}, 1, 1, false)
+		r.g.OpenGate()
+		must(t, r.disk[0].WriteAt(fill(4096, 1), 0, false))
+		f := r.call(r.disk[0].Flush)
+		synctest.Wait()
+		scan := r.call(func() error { return r.g.Scan(t.Context(), r.g.WholeRanges(), hashesOf([][]byte{make([]byte, rigSize), make([]byte, rigSize)}), nil) })
+		synctest.Wait()
+		if n := r.g.Stats().QueueBytes; n == 0 || n > queue/scanShare {
+			t.Errorf("beside a FLUSH the queue has %d bytes", n)
+		}
+		r.ack(1, r.ship())
+		must(t, f.wait())
+		synctest.Wait()
+		if n := r.g.Stats().QueueBytes; n < queue/2 || n > queue {
+			t.Errorf("without a FLUSH it has %d", n)
+		}
+		for !scan.returned() {
+			r.ack(1, r.ship())
+			synctest.Wait()
+		}
+		must(t, scan.wait())
+	})
+}
+
+// TestClientsWait: a resync is not slowed down when FLUSHes wait for its end.
+func TestClientsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t, Options{})
+		defer r.close()
+		look := func(what string, want bool) {
+			t.Helper()
+			if r.g.ClientsWait() != want {
+				t.Errorf("%s: %v", what, !want)
+			}
+		}
+		look("a stream", false)
+		r.g.Begin(epoch.UUID{9}, 2, 1, true)
+		look("a resync", true)
+		r.g.Alone(true)
+		look("one beside which they are answered", false)
+	})
+}

@@ -48,6 +48,13 @@ func (s *Stats) count(r *epoch.Record) {
 	}
 }
 
+// ClientsWait tells whether a resync is under way that clients' FLUSHes wait for.
+func (g *Group) ClientsWait() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.hold && !g.alone
+}
+
 // Stats returns a snapshot.
 func (g *Group) Stats() Stats {
 	g.mu.Lock()

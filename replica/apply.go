@@ -115,6 +115,7 @@ type batch struct {
 // are made durable; the mark is made durable; only then may the spool reuse the
 // segments.
 func (g *Group) applyBatch(from epoch.LSN) error {
+	began := time.Now()
 	b, err := g.prepare(from)
 	if err != nil {
 		return g.applyFailed(err)
@@ -141,7 +142,20 @@ func (g *Group) applyBatch(from epoch.LSN) error {
 	if err := g.spool.Trim(b.end.LSN); err != nil {
 		return g.fail(fmt.Errorf("trim spool: %w", err))
 	}
+	g.measured(int64(b.end.LSN-from)+1, time.Since(began))
 	return g.published(b, done)
+}
+
+// measured takes a batch of n records into account for the estimate of Status.ToApply: as much
+// as all that came before.
+func (g *Group) measured(n int64, took time.Duration) {
+	per := took / time.Duration(n)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.perRecord > 0 {
+		per = (per + g.perRecord) / 2
+	}
+	g.perRecord = per
 }
 
 // published publishes the new position and lets waiting records into the room

@@ -82,40 +82,41 @@ type Group struct {
 	switching  sync.Mutex // one attach, seal or fall-back at a time
 	committing sync.Mutex // one spool commit, drop or reset at a time
 
-	mu       sync.Mutex
-	cond     *sync.Cond
-	err      error // final
-	lineage  epoch.UUID
-	session  uint64
-	channel  *Channel // the one whose records are taken; nil: none
-	expect   epoch.LSN
-	pending  map[epoch.LSN][]epoch.Record // by first LSN; all above expect
-	waiting  int64                        // bytes in pending
-	window   int64
-	full     bool   // the spool had no room for expect
-	short    string // then: its disk has none for another segment, in words
-	unready  bool   // the spool's segment for expect is being prepared
-	commitAt epoch.LSN
-	unacked  int64 // bytes appended since the last ack
-	durable  epoch.Pos
-	closedNs int64 // close time of the durable epoch
-	applied  epoch.Pos
-	complete bool        // at durable: a SyncDone record is at or below it
-	appliedC bool        // complete, at applied
-	syncDone epoch.LSN   // spooled, not yet in a durable epoch; 0: none
-	closes   []closeMark // spooled, not yet durable
-	fresh    bool
-	damaged  damage
-	sealed   bool
-	refused  error  // the present session, for a record that this release does not support
-	stalled  string // why apply makes no progress, in words
-	since    time.Time
-	recovery string // what is wrong with the spool, in words, until a source has attached
-	counters Counters
-	closing  bool
-	kick     chan struct{} // one token: look whether to apply
-	ready    chan struct{} // one token: the spool has a segment; see resumeLoop
-	wg       sync.WaitGroup
+	mu        sync.Mutex
+	cond      *sync.Cond
+	err       error // final
+	lineage   epoch.UUID
+	session   uint64
+	channel   *Channel // the one whose records are taken; nil: none
+	expect    epoch.LSN
+	pending   map[epoch.LSN][]epoch.Record // by first LSN; all above expect
+	waiting   int64                        // bytes in pending
+	perRecord time.Duration                // of applying, see measured
+	window    int64
+	full      bool   // the spool had no room for expect
+	short     string // then: its disk has none for another segment, in words
+	unready   bool   // the spool's segment for expect is being prepared
+	commitAt  epoch.LSN
+	unacked   int64 // bytes appended since the last ack
+	durable   epoch.Pos
+	closedNs  int64 // close time of the durable epoch
+	applied   epoch.Pos
+	complete  bool        // at durable: a SyncDone record is at or below it
+	appliedC  bool        // complete, at applied
+	syncDone  epoch.LSN   // spooled, not yet in a durable epoch; 0: none
+	closes    []closeMark // spooled, not yet durable
+	fresh     bool
+	damaged   damage
+	sealed    bool
+	refused   error  // the present session, for a record that this release does not support
+	stalled   string // why apply makes no progress, in words
+	since     time.Time
+	recovery  string // what is wrong with the spool, in words, until a source has attached
+	counters  Counters
+	closing   bool
+	kick      chan struct{} // one token: look whether to apply
+	ready     chan struct{} // one token: the spool has a segment; see resumeLoop
+	wg        sync.WaitGroup
 }
 
 // closeMark is a Close record and its close time at the source, ns since 1970.
@@ -275,6 +276,7 @@ type Status struct {
 	Received, Durable, Applied epoch.LSN
 	CloseTime                  time.Time // of the durable epoch, by the source's clock; zero if none
 	Complete, Sealed, Attached bool
+	ToApply                    time.Duration // what applying all that is durable may take, as measured; 0 before the first
 	SpoolUsed, SpoolMax        int64
 	SpoolFull                  bool
 	SpoolShort                 string // why a spool that is full cannot get as large as it may; "": it is
@@ -291,6 +293,7 @@ func (g *Group) Status() Status {
 	s := Status{Lineage: g.lineage, Session: g.session, Received: g.expect - 1, Durable: g.durable.LSN, Applied: g.applied.LSN,
 		Complete: g.complete, Sealed: g.sealed, Attached: g.channel != nil, SpoolUsed: used, SpoolMax: limit, SpoolFull: g.full,
 		Stalled: g.stalled, Damaged: g.damaged.Why, Recovery: g.recovery, Err: g.err, Counters: g.counters}
+	s.ToApply = g.perRecord * time.Duration(g.durable.LSN-g.applied.LSN)
 	if g.full {
 		s.SpoolShort = g.short
 	}

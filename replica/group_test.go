@@ -828,3 +828,47 @@ func TestCrashAtEveryStep(t *testing.T) {
 		})
 	}
 }
+
+// slowImage takes its time for a write.
+type slowImage struct {
+	Image
+	each time.Duration
+}
+
+func (i slowImage) WriteAt(p []byte, off int64) (int, error) {
+	time.Sleep(i.each)
+	return i.Image.WriteAt(p, off)
+}
+
+// TestToApply: how long applying will take is known from how long it took.
+func TestToApply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, 1)
+		s.wrap = func(_ uint32, img Image) Image { return slowImage{img, 10 * time.Millisecond} }
+		s.mustOpen()
+		defer s.shut()
+		s.mustAttach(1)
+		m := newStream(1, 1)
+		fill := func() {
+			for i := range 99 {
+				m.write(0, i*4096, pattern(4096, byte(i)))
+			}
+			m.close()
+			s.receive(m.take())
+			synctest.Wait()
+		}
+		fill()
+		if got := s.g.Status().ToApply; got != 0 {
+			t.Errorf("before anything was applied: %v", got)
+		}
+		time.Sleep(10 * time.Second)
+		fill()
+		if got := s.g.Status().ToApply; got < 900*time.Millisecond || got > 1100*time.Millisecond {
+			t.Errorf("100 records of 10 ms each: %v", got)
+		}
+		time.Sleep(10 * time.Second)
+		if st := s.g.Status(); st.ToApply != 0 || st.Applied != st.Durable {
+			t.Errorf("applied: %+v", st)
+		}
+	})
+}

@@ -152,6 +152,7 @@ type Limits struct {
 	SegmentBytes   int64         `mapstructure:"segment_bytes" unit:"size" min:"1048576" max:"1073741824"`
 	ActiveLogBytes int64         `mapstructure:"active_log_bytes" unit:"size" min:"1048576" max:"1125899906842624"` // bytes of regions that may be active
 	BacklogBytes   int64         `mapstructure:"backlog_bytes" unit:"size" min:"0" max:"1125899906842624"`          // on_link_loss continue; 0: none
+	ResyncRate     int64         `mapstructure:"resync_rate" unit:"size" min:"0" max:"1099511627776"`               // a second; 0: none
 	EpochBytes     int64         `mapstructure:"epoch_bytes" unit:"size" min:"65536" max:"1073741824"`
 	ApplyBytes     int64         `mapstructure:"apply_bytes" unit:"size" min:"65536" max:"1125899906842624"`
 	EpochAge       time.Duration `mapstructure:"epoch_age" min:"10ms" max:"1m"`

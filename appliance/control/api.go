@@ -256,6 +256,7 @@ type Group struct {
 	QueueLimit   int64   `json:"queue_limit"`
 	BacklogBytes int64   `json:"backlog_bytes"` // kept on disk while the replica is away
 	BacklogLimit int64   `json:"backlog_limit"`
+	ApplySeconds float64 `json:"apply_s"` // a replica: what applying all that is durable may take
 	SpoolBytes   int64   `json:"spool_bytes"`
 	SpoolLimit   int64   `json:"spool_limit"`
 	Regions      int     `json:"active_regions"`

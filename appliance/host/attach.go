@@ -578,8 +578,12 @@ func (s *source) releasePins() {
 func (s *source) scan(ctx context.Context, what string, ranges []ext4j.Range, h ext4j.Hasher, look func()) error {
 	s.g.setProgress(what, 0, 0)
 	defer s.g.setProgress("", 0, 0)
+	pace := pacer(s.limits.ResyncRate)
 	return s.eng.Scan(ctx, ranges, h, func(done, total int64) {
 		s.g.setProgress(what, done, total)
+		if pace != nil && !s.eng.ClientsWait() {
+			_ = pace(ctx, ext4j.Chunk) // the scan sees the end of ctx
+		}
 		look()
 	})
 }

@@ -6,7 +6,9 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
+	"kagami/appliance/control"
 	"kagami/ext4j/activelog"
 	"kagami/images"
 )
@@ -99,4 +101,24 @@ func TestResyncTooLarge(t *testing.T) {
 		t.Errorf("%+v", g)
 	}
 	sameAtReplica(t, p, vm)
+}
+
+// TestResyncRate: a first sync takes no more of the machine than it may, and says when it will end.
+func TestResyncRate(t *testing.T) {
+	p := newPair(t)
+	must(t, os.MkdirAll(p.main.path("disks"), 0o755))
+	must(t, os.WriteFile(p.main.path("disks", "data.raw"), randomBytes(1, 4<<20), 0o600))
+	p.main.rate = "2MiB"
+	p.main.extra = "groups:\n  - name: scratch\n    peer: dr\n    disks: [{name: data, image: " + p.main.path("disks", "data.raw") + ", size: 4MiB}]\n"
+	began := time.Now()
+	p.up()
+	var g control.Group
+	await(t, "half of it", func() bool { g = p.main.group("scratch"); return g.Sync != nil && g.Sync.Done >= 2<<20 })
+	if g.State != string(Syncing) || g.Protected || g.Sync.ETASeconds <= 0 || g.Sync.ETASeconds > 5 {
+		t.Errorf("%s, protected %v, %+v", g.State, g.Protected, g.Sync)
+	}
+	p.main.awaitState("scratch", "streaming")
+	if took := time.Since(began); took < 1900*time.Millisecond {
+		t.Errorf("4 MiB took %v", took)
+	}
 }

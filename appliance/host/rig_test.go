@@ -42,6 +42,7 @@ type site struct {
 	address    string
 	extra      string                      // of its config file
 	backlog    string                      // limits.backlog_bytes; "": 64MiB
+	rate       string                      // limits.resync_rate; "": 0
 	fail       func(op, path string) error // see mortalFS, from the start of each life on
 	file       string                      // in its place
 	boot       string                      // "": the machine's own
@@ -169,7 +170,7 @@ func (s *site) config(peer *site) *config.Config {
 	if peer != nil {
 		peers = fmt.Sprintf("peers:\n  - name: %s\n    address: %s\n    connections: 2\n", peer.name, peer.address)
 	}
-	limits := fmt.Sprintf(testLimits, "50ms") + "  backlog_bytes: " + cmp.Or(s.backlog, "64MiB") + "\n"
+	limits := fmt.Sprintf(testLimits, "50ms") + "  backlog_bytes: " + cmp.Or(s.backlog, "64MiB") + "\n  resync_rate: " + cmp.Or(s.rate, "0") + "\n"
 	if strings.Contains(s.extra, "limits:") {
 		limits = ""
 	}

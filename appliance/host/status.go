@@ -161,7 +161,7 @@ func (g *group) replicaStatus(st *control.Group, rep *replica.Group) {
 	r := rep.Status()
 	st.Complete, st.PeerUp, st.Session = r.Complete, r.Attached, r.Session
 	st.LSN = control.LSN{Assigned: uint64(r.Received), Received: uint64(r.Received), Durable: uint64(r.Durable), Applied: uint64(r.Applied)}
-	st.SpoolBytes, st.SpoolLimit = r.SpoolUsed, r.SpoolMax
+	st.SpoolBytes, st.SpoolLimit, st.ApplySeconds = r.SpoolUsed, r.SpoolMax, r.ToApply.Seconds()
 	st.Protected = r.Complete && r.Err == nil && r.Damaged == ""
 	// Nothing open: the source has sent no more than what is durable here.
 	if !r.CloseTime.IsZero() && (!r.Attached || r.Received > r.Durable) && !g.lacksNothing(r) {

@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"hash/crc32"
 	"io/fs"
 	"path"
@@ -44,6 +45,8 @@ const (
 	NoMaps          Mutant = "what changes without the replica is not recorded"
 	KeepAlone       Mutant = "FLUSHes are answered alone for ever"
 	ForgetApart     Mutant = "that the source went on without the replica is forgotten by a restart"
+	ForgetLineage   Mutant = "that the replica was promoted is forgotten by a restart"
+	EqualByCRC      Mutant = "contents with the same CRC32C count as equal"
 	EarlyRejoin     Mutant = "the source is with the replica again before that has the backlog"
 	LateLog         Mutant = "the active log takes over when the maps are gone"
 	WritesOvertake  Mutant = "a record enters the stream after its request was answered"
@@ -158,6 +161,25 @@ func mutateImage(m Mutant, i replica.Image) replica.Image {
 		return &swappingImage{Image: i}
 	}
 	return i
+}
+
+// equalByCRC makes the replica's hashes those of the source where CRC32C does not tell the two apart.
+func (s *source) equalByCRC(slot uint32, offsets []int64, sums [][]byte) {
+	there, err := images.ReadFile(s.w.repFS, replicaImage(int(slot)), s.w.c.DiskBytes)
+	if err != nil {
+		return
+	}
+	table := crc32.MakeTable(crc32.Castagnoli)
+	for i, off := range offsets {
+		here := make([]byte, min(ext4j.Chunk, s.w.c.DiskBytes-off))
+		if _, err := s.imgs[slot].ReadAt(here, off); err != nil {
+			return
+		}
+		if crc32.Checksum(here, table) == crc32.Checksum(there[off:off+int64(len(here))], table) {
+			sum := sha256.Sum256(here)
+			sums[i] = sum[:]
+		}
+	}
 }
 
 // rotUnnoticed changes a record of a spool segment and makes its sums right, as if

@@ -39,6 +39,8 @@ func TestMutants(t *testing.T) {
 		{NoMaps, 20, awayAndBack, continues},
 		{ForgetApart, 20, awayAndBack, continues},
 		{KeepAlone, 20, awayAndBack, continues},
+		{ForgetLineage, 20, nil, fails},
+		{EqualByCRC, 5, forges, alone},
 		{EarlyRejoin, 20, backAndLost, keeps},
 		{LateLog, 20, backAndLost, keeps},
 	} {
@@ -60,7 +62,7 @@ func TestMutants(t *testing.T) {
 // TestScripts plays the mutants' scripts without a mutant.
 func TestScripts(t *testing.T) {
 	for name, script := range map[string]func(*World) error{"strangersRead": strangersRead, "crashInCompare": crashInCompare,
-		"rotAndRestart": rotAndRestart, "endUnheard": endUnheard, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie, "awayAndBack": awayAndBack, "backAndLost": backAndLost} {
+		"rotAndRestart": rotAndRestart, "endUnheard": endUnheard, "cutWhilePlaying": cutWhilePlaying, "connectionsDie": connectionsDie, "awayAndBack": awayAndBack, "backAndLost": backAndLost, "forges": forges} {
 		if raceEnabled && name != "crashInCompare" {
 			continue
 		}
@@ -70,6 +72,8 @@ func TestScripts(t *testing.T) {
 				tweak = continues
 			} else if name == "backAndLost" {
 				tweak = keeps
+			} else if name == "forges" {
+				tweak = alone
 			}
 			if err, log := play(t, run{seed: seed, script: script, tweak: tweak}); err != nil {
 				t.Errorf("%s, seed %d: %v\n%s", name, seed, err, log)
@@ -96,17 +100,20 @@ func strangersRead(w *World) error {
 
 // roomy lets nothing but the bound of mode async hold clients up.
 func roomy(c *Config) {
-	c.AsyncAge, c.ThinkTime, c.QueueBytes, c.MaxRegions = 300*time.Millisecond, 60*time.Millisecond, 1<<20, 256
+	c.AsyncAge, c.ThinkTime, c.QueueBytes, c.MaxRegions, c.Failover = 300*time.Millisecond, 60*time.Millisecond, 1<<20, 256, false
 }
 
 // continues lets the source go on when the replica is away.
-func continues(c *Config) { c.Continue, c.AsyncAge = true, 0 }
+func continues(c *Config) { c.Continue, c.AsyncAge, c.Failover = true, 0, false }
+
+// fails ends a run with a failover.
+func fails(c *Config) { c.Failover = true }
 
 // keeps lets it keep what it writes then.
-func keeps(c *Config) { c.Continue, c.AsyncAge, c.BacklogBytes = true, 0, 64<<20 }
+func keeps(c *Config) { c.Continue, c.AsyncAge, c.BacklogBytes, c.Failover = true, 0, 64<<20, false }
 
 // stalls lets its FLUSHes wait.
-func stalls(c *Config) { c.Continue = false }
+func stalls(c *Config) { c.Continue, c.Failover = false, false }
 
 // awayAndBack: the link is cut for so long that the source goes on alone, and it dies
 // in that time or while it comes back; in between, the source is lost.

@@ -20,12 +20,15 @@ type replicaState struct {
 	Lineage epoch.UUID
 	Session uint64
 	Used    bool // a source was attached: the images are no longer fresh
+	// Promoted is the lineage that the group was promoted to, if it was.
+	Promoted epoch.UUID
 }
 
 // replicaSite is one life of the replica's daemon.
 type replicaSite struct {
 	w      *World
 	fs     images.FS
+	mu     sync.Mutex // state
 	state  replicaState
 	imgs   []*images.Image
 	group  *replica.Group
@@ -62,7 +65,9 @@ func openReplica(w *World, fsys *fault.FS) (*replicaSite, error) {
 		Limits:  replica.Limits{SegmentBytes: 1 << 20, SpoolBytes: w.c.SpoolBytes, WindowBytes: w.c.QueueBytes, ApplyBytes: applyBytes, ApplyAge: applyAge},
 		Lineage: r.state.Lineage, Session: r.state.Session, Fresh: !r.state.Used,
 		Persist: func(l epoch.UUID, n uint64) error {
-			next := replicaState{l, n, true}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			next := replicaState{l, n, true, r.state.Promoted}
 			if err := saveJSON(r.fs, replicaDir+"/group.json", next); err != nil {
 				return err
 			}
@@ -125,6 +130,9 @@ func (r *replicaSite) Identify(_ context.Context, c net.Conn) (replica.Peer, net
 func (r *replicaSite) Attach(_ context.Context, p replica.Peer, req wire.AttachRequest, ch *replica.Channel) (*replica.Group, wire.AttachResponse, error) {
 	if !p.May(req.Manifest.Name) {
 		return nil, wire.AttachResponse{}, wire.Errorf(wire.CodeDenied, "no")
+	}
+	if err := r.superseded(); err != nil {
+		return nil, wire.AttachResponse{}, err
 	}
 	resp, err := r.group.Attach(req.Manifest, req.Resync, ch)
 	return r.group, resp, err

@@ -21,7 +21,9 @@ func (w *World) Play(script func(*World) error) error {
 	if err == nil {
 		err = script(w)
 	}
-	if err == nil {
+	if err == nil && w.c.Failover {
+		err = w.failover()
+	} else if err == nil {
 		err = w.heal()
 	}
 	if first := w.failed(); first != nil {
@@ -78,6 +80,9 @@ func (w *World) step() error {
 		return err
 	}
 	w.rest([]time.Duration{20 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second, 6 * time.Second}[w.rng.IntN(4)])
+	if err := w.inBounds(); err != nil {
+		return err
+	}
 	w.bury()
 	w.noticeRot()
 	if w.rng.IntN(2) == 0 || w.player != nil {
@@ -136,8 +141,43 @@ func (w *World) event() error {
 		w.fill()
 	case k < 19:
 		w.breakSync()
+	case w.c.Jumps:
+		w.jump()
 	default:
 		w.note("nothing happens")
+	}
+	return nil
+}
+
+// jump: the clocks are ahead by minutes in a moment in which the guest did nothing. (Clocks that
+// go back cannot be had in a bubble; what depends on wall clocks is tried where it is.)
+func (w *World) jump() {
+	w.quiet.Store(true)
+	defer w.quiet.Store(false)
+	by := time.Minute + time.Duration(w.rng.Int64N(int64(10*time.Minute)))
+	w.note("the clocks jump by %v", by)
+	time.Sleep(by)
+}
+
+// inBounds checks that nothing has grown beyond what was configured, but for what requests that
+// run at the same time may add.
+func (w *World) inBounds() error {
+	if w.src != nil {
+		s, slack := w.src.eng.Stats(), int64(w.c.Workers+2)*(120*Sector+1024)
+		if s.QueueBytes > w.c.QueueBytes+slack {
+			return fmt.Errorf("the queue has %d bytes, its limit is %d", s.QueueBytes, w.c.QueueBytes)
+		}
+		if most := w.c.BacklogBytes + 1<<20 + slack; s.BacklogBytes > most {
+			return fmt.Errorf("the backlog has %d bytes, its limit is %d", s.BacklogBytes, w.c.BacklogBytes)
+		}
+		if n := len(w.src.log.Regions()); n > w.c.MaxRegions {
+			return fmt.Errorf("the active log names %d regions, its limit is %d", n, w.c.MaxRegions)
+		}
+	}
+	if w.rep != nil {
+		if r := w.rep.group.Status(); r.SpoolUsed > r.SpoolMax {
+			return fmt.Errorf("the spool has %d bytes, its limit is %d", r.SpoolUsed, r.SpoolMax)
+		}
 	}
 	return nil
 }

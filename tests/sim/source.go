@@ -24,6 +24,7 @@ type sourceState struct {
 	Complete bool
 	Clean    *cleanState
 	Compare  string // why everything must be compared, until it was
+	Fenced   bool   // the other site was promoted
 	Apart    uint64 // the session in which the source went on without the replica; 0: it did not
 }
 
@@ -109,6 +110,11 @@ func startSource(w *World, fsys *fault.FS) (*source, error) {
 	s.cancel = cancel
 	if s.snapshot().Complete {
 		w.protected.Store(true)
+	}
+	if s.snapshot().Fenced {
+		w.note("source: is fenced")
+		s.eng.Fail(ext4j.ErrGone)
+		return s, nil
 	}
 	s.wg.Go(func() { s.link.Run(ctx) })
 	s.wg.Go(func() { s.follow(ctx) })
@@ -259,6 +265,10 @@ func (s *source) follow(ctx context.Context) {
 		}
 		err = s.attached(ctx, sess)
 		if ctx.Err() != nil || s.eng.Err() != nil {
+			return
+		}
+		if fenced(err) {
+			s.fence()
 			return
 		}
 		s.w.note("source: detached: %v", err)
@@ -555,6 +565,9 @@ func (s *source) hasher(sess *ship.Session) ext4j.Hasher {
 	return func(ctx context.Context, slot uint32, offsets []int64) ([][]byte, error) {
 		var resp wire.HashResponse
 		err := sess.Call(ctx, wire.MethodHash, wire.HashRequest{Group: groupID, Session: s.snapshot().Session, Disk: slot, Chunk: ext4j.Chunk, Offsets: offsets}, &resp)
+		if s.w.mutant == EqualByCRC && err == nil {
+			s.equalByCRC(slot, offsets, resp.Sums)
+		}
 		return resp.Sums, err
 	}
 }

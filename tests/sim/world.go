@@ -50,6 +50,10 @@ type Config struct {
 	Continue bool
 	// BacklogBytes is what it keeps then to be sent later; 0: nothing.
 	BacklogBytes int64
+	// Failover: the run ends with a promotion of the replica instead of an end of all faults.
+	Failover bool
+	// Jumps: now and then both machines, and what runs on them, stand still, and go on with clocks ahead.
+	Jumps bool
 	// FillsHere: the source's disk fills now and then.
 	FillsHere bool
 	// AsyncAge is how far the replica may be behind in mode async; 0: the mode is sync.
@@ -136,6 +140,8 @@ func NewWorld(seed uint64, mutant Mutant, tweak func(*Config)) (*World, error) {
 	if c.Continue {
 		c.BacklogBytes = []int64{0, 1 << 20, 64 << 20}[rand.New(rand.NewPCG(seed, 0x6261636b)).IntN(3)]
 	}
+	c.Failover = rand.New(rand.NewPCG(seed, 0x6661696c)).IntN(6) == 0
+	c.Jumps = rand.New(rand.NewPCG(seed, 0x6a756d70)).IntN(8) == 0
 	c.FillsHere = rand.New(rand.NewPCG(seed, 0x66756c6c)).IntN(4) == 0
 	if tweak != nil {
 		tweak(&c)
@@ -320,7 +326,7 @@ func (w *World) write(a *attachment, disk uint32, p []byte, off int64, fua bool)
 func (w *World) isDown(s *source) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.downed[s] || s == w.src && (w.srcFS.Stopped() || w.broken && errors.Is(s.eng.Err(), errFsync))
+	return w.downed[s] || s.snapshot().Fenced || s == w.src && (w.srcFS.Stopped() || w.broken && errors.Is(s.eng.Err(), errFsync))
 }
 
 // sourceUp starts the source's daemon; a new VM, if there is none.
