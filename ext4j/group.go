@@ -359,7 +359,7 @@ func (g *Group) CloseMark() epoch.LSN {
 func (g *Group) append(r epoch.Record) epoch.LSN {
 	g.mu.Lock()
 	mark := g.markLocked(g.appendLocked(r))
-	if g.open.bytes >= g.limits.EpochBytes {
+	if g.open.bytes >= g.limits.EpochBytes || g.over != nil && g.open.bytes >= g.limits.QueueBytes/2 {
 		g.closeLocked(epoch.BySize)
 	}
 	wake := g.wake

@@ -14,8 +14,8 @@ import (
 type Store interface {
 	// Append puts records behind the others: all, or with backlog.ErrFull none.
 	Append(recs []epoch.Record) error
-	// Next takes some from the front; none when it is empty.
-	Next() ([]epoch.Record, error)
+	// Next takes some from the front, of about so many bytes; none when it is empty.
+	Next(bytes int64) ([]epoch.Record, error)
 	// Bytes is what the records in it take.
 	Bytes() int64
 	Close() error
@@ -99,7 +99,7 @@ func (g *Group) pump(o *overflow) {
 		switch batch, from := g.nextMove(o); {
 		case from:
 			var recs []epoch.Record
-			recs, err = o.store.Next()
+			recs, err = o.store.Next(min(overflowBatch, g.limits.QueueBytes/2))
 			g.moved(o, recs, err)
 		case len(batch) > 0:
 			err = o.store.Append(batch)
@@ -124,9 +124,9 @@ func (g *Group) nextMove(o *overflow) (batch []epoch.Record, from bool) {
 	defer g.mu.Unlock()
 	for g.over == o && g.err == nil {
 		switch {
-		case o.stored > 0 && g.q.bytes <= g.limits.QueueBytes/2:
+		case o.stored > 0 && (g.q.bytes <= g.limits.QueueBytes/2 || g.q.closes == 0):
 			return nil, true
-		case o.stored == 0 && len(o.wait) > 0 && g.queueRoomLocked(int64(len(o.wait[0].Payload))):
+		case o.stored == 0 && len(o.wait) > 0 && g.passesLocked(&o.wait[0]):
 			g.passOnLocked(o)
 			g.callWakeLocked()
 			continue
@@ -136,6 +136,12 @@ func (g *Group) nextMove(o *overflow) (batch []epoch.Record, from bool) {
 		g.cond.Wait()
 	}
 	return nil, false
+}
+
+// passesLocked tells whether a record may go on to the queue: there is room, or no epoch ends in
+// the queue, so that no acknowledgement would ever make any.
+func (g *Group) passesLocked(r *epoch.Record) bool {
+	return g.queueRoomLocked(int64(len(r.Payload))) || g.q.closes == 0
 }
 
 // batch is the front of wait.
@@ -151,7 +157,7 @@ func (o *overflow) batch() []epoch.Record {
 // passOnLocked moves what waits for the store to the queue, as far as there is room.
 func (g *Group) passOnLocked(o *overflow) {
 	n := 0
-	for ; n < len(o.wait) && g.queueRoomLocked(int64(len(o.wait[n].Payload))); n++ {
+	for ; n < len(o.wait) && g.passesLocked(&o.wait[n]); n++ {
 		g.q.push(o.wait[n])
 	}
 	o.leave(n)

@@ -153,7 +153,10 @@ func TestOverflowFull(t *testing.T) {
 					return
 				}
 				r.g.Resume(0)
-				r.ack(1, r.ship())
+				for range 100 {
+					r.ack(1, r.ship())
+					synctest.Wait()
+				}
 				must(t, w.wait())
 				must(t, r.disk[0].Flush())
 				r.drainTo()
@@ -242,10 +245,10 @@ func TestOverflowRefused(t *testing.T) {
 // nothing is a Store that is never used.
 type nothing struct{}
 
-func (*nothing) Append([]epoch.Record) error   { panic("not to be used") }
-func (*nothing) Next() ([]epoch.Record, error) { panic("not to be used") }
-func (*nothing) Bytes() int64                  { return 0 }
-func (*nothing) Close() error                  { return nil }
+func (*nothing) Append([]epoch.Record) error        { panic("not to be used") }
+func (*nothing) Next(int64) ([]epoch.Record, error) { panic("not to be used") }
+func (*nothing) Bytes() int64                       { return 0 }
+func (*nothing) Close() error                       { return nil }
 
 // TestThin: no epoch seems younger than it is, none is acknowledged too early, and their number is bounded.
 func TestThin(t *testing.T) {
@@ -264,4 +267,41 @@ func TestThin(t *testing.T) {
 			t.Fatalf("%+v follows %+v", m, prev)
 		}
 	}
+}
+
+// TestOverflowOfLargeEpochs: an epoch that the queue has hardly room for reaches the replica all the same.
+func TestOverflowOfLargeEpochs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t, Options{Limits: Limits{QueueBytes: 96 << 10, EpochBytes: 96 << 10}})
+		defer r.close()
+		r.overflows(16 << 20)
+		for i := range 3000 {
+			must(t, r.disk[0].WriteAt(fill(512, byte(i)), int64(i%1000)*512, false))
+			synctest.Wait()
+		}
+		if s := r.g.Stats(); s.QueueBytes > 97<<10 || s.BacklogBytes < 1<<20 {
+			t.Fatalf("%+v", s)
+		}
+		must(t, r.disk[0].Flush())
+		r.g.Resume(0)
+		for done := epoch.LSN(0); done+1 < r.g.Stats().Next; {
+			r.ship()
+			last := done
+			for _, rec := range r.sent[done:] {
+				if rec.Type == epoch.TypeClose {
+					last = rec.LSN
+				}
+			}
+			if last == done {
+				t.Fatalf("after record %d the stream stands still: %+v", done, r.g.Stats())
+			}
+			must(t, r.g.Acked(1, epoch.LSN(len(r.sent)), last))
+			done = last
+			if synctest.Wait(); r.g.Stats().QueueBytes > 200<<10 {
+				t.Fatalf("%+v", r.g.Stats())
+			}
+		}
+		must(t, r.g.CatchUp(t.Context(), func(int64) {}))
+		r.sameAsShipped()
+	})
 }

@@ -17,6 +17,7 @@ type queue struct {
 	cursor epoch.LSN // the next record that was never handed out
 	again  []span    // handed out, then lost with a connection; ascending
 	bytes  int64     // memory held, see cost
+	closes int       // Close records: without any, nothing that is held can be acknowledged
 }
 
 // span is the LSNs [first, last].
@@ -34,7 +35,14 @@ func (q *queue) next() epoch.LSN { return q.base + epoch.LSN(len(q.recs)) }
 
 func (q *queue) push(r epoch.Record) {
 	q.recs = append(q.recs, r)
-	q.bytes += cost(&r)
+	q.count(&r, 1)
+}
+
+func (q *queue) count(r *epoch.Record, by int) {
+	q.bytes += int64(by) * cost(r)
+	if r.Type == epoch.TypeClose {
+		q.closes += by
+	}
 }
 
 // at returns the record with an LSN in [base, next).
@@ -47,7 +55,7 @@ func (q *queue) drop(last epoch.LSN) {
 	}
 	n := min(int(last-q.base)+1, len(q.recs))
 	for i := range n {
-		q.bytes -= cost(&q.recs[i])
+		q.count(&q.recs[i], -1)
 		q.recs[i] = epoch.Record{}
 	}
 	q.recs = q.recs[n:]

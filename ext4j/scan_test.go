@@ -419,7 +419,9 @@ func TestScanLeavesRoom(t *testing.T) {
 		must(t, r.disk[0].WriteAt(fill(4096, 1), 0, false))
 		f := r.call(r.disk[0].Flush)
 		synctest.Wait()
-		scan := r.call(func() error { return r.g.Scan(t.Context(), r.g.WholeRanges(), hashesOf([][]byte{make([]byte, rigSize), make([]byte, rigSize)}), nil) })
+		scan := r.call(func() error {
+			return r.g.Scan(t.Context(), r.g.WholeRanges(), hashesOf([][]byte{make([]byte, rigSize), make([]byte, rigSize)}), nil)
+		})
 		synctest.Wait()
 		if n := r.g.Stats().QueueBytes; n == 0 || n > queue/scanShare {
 			t.Errorf("beside a FLUSH the queue has %d bytes", n)

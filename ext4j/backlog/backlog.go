@@ -34,7 +34,8 @@ var ErrFull = errors.New("the backlog is full")
 const seed = 0x4b474c4f // "OLGK"
 
 const (
-	readBytes  = 1 << 20  // read at once; holds a record of any size
+	oneRecord  = epoch.HeaderSize + epoch.MaxPayload
+	leastLimit = 1 << 20
 	checkBytes = 16 << 20 // the file grows by so much between two looks at the free space
 )
 
@@ -58,8 +59,8 @@ type Backlog struct {
 
 // Create makes an empty one.
 func Create(fsys images.FS, o Options) (*Backlog, error) {
-	if o.Limit < readBytes {
-		return nil, fmt.Errorf("a backlog of %d bytes is too small: at least %d", o.Limit, readBytes)
+	if o.Limit < leastLimit {
+		return nil, fmt.Errorf("a backlog of %d bytes is too small: at least %d", o.Limit, leastLimit)
 	}
 	// A power loss may have brought back the name of one that there was.
 	if err := fsys.Remove(o.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -138,10 +139,10 @@ func (b *Backlog) each(at int64, p []byte, step func([]byte, int64) (int, error)
 	return nil
 }
 
-// Next takes records from the front, at most about 1 MiB of them; none when it is
-// empty. After an error the backlog is not to be used any more.
-func (b *Backlog) Next() ([]epoch.Record, error) {
-	p := make([]byte, min(b.Bytes(), readBytes))
+// Next takes records from the front: one at least, and more while they are no more than limit
+// bytes; none when it is empty. After an error the backlog is not to be used any more.
+func (b *Backlog) Next(limit int64) ([]epoch.Record, error) {
+	p := make([]byte, min(b.Bytes(), max(limit, oneRecord)))
 	if err := b.each(b.head, p, b.f.ReadAt); err != nil {
 		return nil, fmt.Errorf("read backlog: %w", err)
 	}
@@ -151,6 +152,10 @@ func (b *Backlog) Next() ([]epoch.Record, error) {
 		if errors.Is(err, epoch.ErrShort) && len(out) > 0 {
 			break
 		}
+		if err == nil && len(out) > 0 && int64(n) > limit {
+			break
+		}
+		limit -= int64(n)
 		if err != nil {
 			return nil, fmt.Errorf("read backlog: record %d: %w", b.next, err)
 		}

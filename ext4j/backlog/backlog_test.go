@@ -69,7 +69,7 @@ func TestOrder(t *testing.T) {
 			if rng.IntN(3) > 0 {
 				continue
 			}
-			got, err := b.Next()
+			got, err := b.Next(1 << 20)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -130,7 +130,7 @@ func TestDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.bit = rng.Int64N(8 * b.Bytes())
-		if got, err := b.Next(); !errors.Is(err, epoch.ErrCorrupt) && !errors.Is(err, epoch.ErrUnsupported) && !errors.Is(err, epoch.ErrShort) {
+		if got, err := b.Next(1 << 20); !errors.Is(err, epoch.ErrCorrupt) && !errors.Is(err, epoch.ErrUnsupported) && !errors.Is(err, epoch.ErrShort) {
 			t.Fatalf("bit %d changed: %d records, %v", f.bit, len(got), err)
 		}
 	}
