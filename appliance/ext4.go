@@ -19,9 +19,9 @@ byte on (--offset). ext4 and ext3 are known, and ext2 as far as it has no journa
 func (a *app) ext4Cmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ext4", Short: "Work on the ext4 file systems in images, without mounting them", Long: ext4Long,
-		Example: "  kagami ext4 info web-vdb.raw\n  kagami ext4 recover web-vdb.raw --dry-run\n  kagami ext4 recover web-vda.raw --partition 1 --out clean.raw",
+		Example: "  kagami ext4 info web-vdb.raw\n  kagami ext4 ls web-vdb.raw /var/lib -l\n  kagami ext4 restore web-vdb.raw /srv/data restored\n  kagami ext4 recover web-vdb.raw --dry-run\n  kagami ext4 recover web-vda.raw --partition 1 --out clean.raw",
 	}
-	cmd.AddCommand(a.ext4InfoCmd(), a.ext4LogCmd(), a.ext4RecoverCmd())
+	cmd.AddCommand(a.ext4InfoCmd(), a.ext4CheckCmd(), a.ext4LogCmd(), a.ext4LsCmd(), a.ext4CatCmd(), a.ext4RestoreCmd(), a.ext4RecoverCmd())
 	return parentOnly(cmd)
 }
 

@@ -72,25 +72,13 @@ func (m *mapper) extent(e []byte) error {
 }
 
 func (m *mapper) child(e []byte, depth int, seed uint32) error {
-	le := binary.LittleEndian
-	at := uint64(le.Uint16(e[8:]))<<32 | uint64(le.Uint32(e[4:]))
-	b := make([]byte, m.fs.BlockSize)
-	if err := m.fs.ReadBlock(at, b); err != nil {
-		return err
-	}
-	m.nodes = append(m.nodes, at)
-	n, err := decodeNode(b)
+	first, at, n, err := m.fs.extentChild(e, depth, seed)
 	if err != nil {
 		return err
 	}
-	if n.depth != depth || len(n.entries) == 0 || uint64(le.Uint32(e)) != m.next {
+	m.nodes = append(m.nodes, at)
+	if uint64(first) != m.next {
 		return fmt.Errorf("%w: extent node at %d does not fit its parent", ErrCorrupt, at)
-	}
-	if m.fs.ROCompat&MetadataCsum != 0 {
-		end := extentEntry * (int(le.Uint16(b[4:])) + 1)
-		if end+4 > len(b) || le.Uint32(b[end:]) != crc32c(seed, b[:end]) {
-			return fmt.Errorf("%w of the extent node at %d", ErrChecksum, at)
-		}
 	}
 	return m.node(n, seed)
 }

@@ -82,17 +82,25 @@ func isPower(n, of uint32) bool {
 	return n == 1
 }
 
+// rawDesc reads the descriptor of group n.
+func (fs *FS) rawDesc(n uint32) ([]byte, error) {
+	per := fs.DescsPerBlock()
+	b := make([]byte, fs.DescSize)
+	if err := fs.readIn(fs.descBlock(n/per), uint64(n%per*fs.DescSize), b); err != nil {
+		return nil, fmt.Errorf("descriptor of group %d: %w", n, err)
+	}
+	return b, nil
+}
+
 // Group reads the descriptor of group n and checks its checksum.
 func (fs *FS) Group(n uint32) (Group, error) {
 	if n >= fs.Groups {
 		return Group{}, fmt.Errorf("%w: group %d of %d", ErrCorrupt, n, fs.Groups)
 	}
-	per := fs.BlockSize / fs.DescSize
-	b := make([]byte, fs.BlockSize)
-	if err := fs.ReadBlock(fs.descBlock(n/per), b); err != nil {
-		return Group{}, fmt.Errorf("descriptor of group %d: %w", n, err)
+	b, err := fs.rawDesc(n)
+	if err != nil {
+		return Group{}, err
 	}
-	b = b[n%per*fs.DescSize:][:fs.DescSize]
 	if !fs.groupSumOK(n, b) {
 		return Group{}, fmt.Errorf("%w of the descriptor of group %d", ErrChecksum, n)
 	}

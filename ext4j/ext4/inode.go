@@ -30,24 +30,29 @@ func (i Inode) Regular() bool {
 
 // Inode reads an inode and checks its checksum.
 func (fs *FS) Inode(n uint32) (Inode, error) {
+	i, _, err := fs.rawInode(n)
+	return i, err
+}
+
+// rawInode is Inode with the bytes on disk.
+func (fs *FS) rawInode(n uint32) (Inode, []byte, error) {
 	if n == 0 || n > fs.Inodes {
-		return Inode{}, fmt.Errorf("%w: inode %d of %d", ErrCorrupt, n, fs.Inodes)
+		return Inode{}, nil, fmt.Errorf("%w: inode %d of %d", ErrCorrupt, n, fs.Inodes)
 	}
 	g, err := fs.Group((n - 1) / fs.InodesPerGroup)
 	if err != nil {
-		return Inode{}, fmt.Errorf("inode %d: %w", n, err)
+		return Inode{}, nil, fmt.Errorf("inode %d: %w", n, err)
 	}
 	at := uint64((n-1)%fs.InodesPerGroup) * uint64(fs.InodeSize)
-	b := make([]byte, fs.BlockSize)
-	if err := fs.ReadBlock(g.InodeTable+at/uint64(fs.BlockSize), b); err != nil {
-		return Inode{}, fmt.Errorf("inode %d: %w", n, err)
+	b := make([]byte, fs.InodeSize)
+	if err := fs.readIn(g.InodeTable+at/uint64(fs.BlockSize), at%uint64(fs.BlockSize), b); err != nil {
+		return Inode{}, nil, fmt.Errorf("inode %d: %w", n, err)
 	}
-	b = b[at%uint64(fs.BlockSize):][:fs.InodeSize]
 	i := fs.decodeInode(n, b)
 	if fs.ROCompat&MetadataCsum != 0 && !inodeSumOK(b, i.seed) {
-		return Inode{}, fmt.Errorf("%w of inode %d", ErrChecksum, n)
+		return Inode{}, nil, fmt.Errorf("%w of inode %d", ErrChecksum, n)
 	}
-	return i, nil
+	return i, b, nil
 }
 
 func (fs *FS) decodeInode(n uint32, b []byte) Inode {

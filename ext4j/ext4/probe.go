@@ -107,15 +107,29 @@ func (fs *FS) setIdentity(f *fields) {
 	}
 }
 
+// QuotaProject is the inode of the project quota, which has no name; 0: there is none.
+func (fs *FS) QuotaProject() uint32 {
+	const at = 0x26c
+	if fs.ROCompat&Project == 0 {
+		return 0
+	}
+	return le.Uint32(fs.raw[at:])
+}
+
 // Raw is the superblock as it stands on disk.
 func (fs *FS) Raw() Raw { return fs.raw }
 
 // ReadBlock fills p, at most one block long, with the start of block n.
 func (fs *FS) ReadBlock(n uint64, p []byte) error {
+	return fs.readIn(n, 0, p)
+}
+
+// readIn fills p with what block n has from byte at on; at+len(p) is at most a block.
+func (fs *FS) readIn(n, at uint64, p []byte) error {
 	if n >= fs.Blocks {
 		return fmt.Errorf("%w: block %d of %d", ErrCorrupt, n, fs.Blocks)
 	}
-	if err := readFull(fs.r, p, fs.off+int64(n)*int64(fs.BlockSize)); err != nil {
+	if err := readFull(fs.r, p, fs.off+int64(n)*int64(fs.BlockSize)+int64(at)); err != nil {
 		return fmt.Errorf("read block %d: %w", n, err)
 	}
 	return nil

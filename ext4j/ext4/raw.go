@@ -64,6 +64,12 @@ func (r *Raw) SetFree(blocks uint64, inodes uint32, hi bool) {
 // writes it outside the journal and keeps it across a replay.
 func (r *Raw) KeepErrors(from *Raw) { copy(r[offErrors:endErrors], from[offErrors:endErrors]) }
 
+// Same tells whether r is a copy of the superblock of the same file system, and whole.
+func (r *Raw) Same(as *Raw) bool {
+	const uuid = 0x68
+	return [2]byte(r[offMagic:]) == [2]byte(as[offMagic:]) && [16]byte(r[uuid:]) == [16]byte(as[uuid:]) && r.ChecksumOK()
+}
+
 // hasChecksum reports metadata_csum.
 func (r *Raw) hasChecksum() bool {
 	return ROCompat(binary.LittleEndian.Uint32(r[offROCompat:]))&MetadataCsum != 0

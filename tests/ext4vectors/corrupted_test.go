@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,31 +21,90 @@ import (
 	"kagami/ext4j/recover"
 )
 
-// trial is something that must bear any image. It returns an error only when it
-// behaved in a way that it must not.
-type trial func(path string, img []byte) error
-
-// trials are all of them. img is the image's content, and may be changed.
-var trials = map[string]trial{
-	"replay of a copy": func(path string, img []byte) error {
+// onBytes and onFiles must bear any image, in memory or in a file. They return an error only when they
+// behaved in a way that they must not. An image in memory may be changed.
+var onBytes = map[string]func(img []byte) error{
+	"replay of a copy": func(img []byte) error {
 		return readable(recover.Run(memory(img), 0, int64(len(img)), recover.Options{}))
 	},
-	"replay, cut in half": func(path string, img []byte) error {
+	"replay, cut in half": func(img []byte) error {
 		return readable(recover.Run(memory(img[:len(img)/2]), 0, int64(len(img)/2), recover.Options{}))
 	},
-	"recover --dry-run": func(path string, img []byte) error {
+	"follower": follows,
+}
+
+var onFiles = map[string]func(path string) error{
+	"recover --dry-run": func(path string) error {
 		r, err := offline.Recover(context.Background(), path, offline.Place{}, offline.RecoverOptions{DryRun: true})
 		return readable(r.Report, err)
 	},
-	"info": func(path string, _ []byte) error {
+	"info": func(path string) error {
 		_, err := offline.ReadInfo(path, offline.Place{}, false)
 		return readable(recover.Report{}, err)
 	},
-	"log": func(path string, _ []byte) error {
+	"log": func(path string) error {
 		_, err := offline.ReadLog(path, offline.Place{}, false)
 		return readable(recover.Report{}, err)
 	},
-	"follower": follows,
+	"check": func(path string) error {
+		c, err := offline.Check(context.Background(), path, offline.Place{}, false, nil)
+		if err == nil && c.Clean() {
+			healthy.Add(1)
+		}
+		return worded(err)
+	},
+	"ls -R": func(path string) error {
+		return worded(offline.List(path, offline.Place{}, "/", offline.ListOptions{Recursive: true}, func(offline.FileInfo) error { return nil }))
+	},
+	"cat": catAll,
+	"restore": func(path string) error {
+		_, err := offline.Restore(context.Background(), path, offline.Place{}, "/", filepath.Join(filepath.Dir(path), "restored"), offline.RestoreOptions{})
+		if errors.Is(err, fs.ErrExist) { // a folder that is there twice
+			err = nil
+		}
+		return worded(err)
+	},
+}
+
+// healthy counts images in which check finds nothing.
+var healthy atomic.Int64
+
+// worded accepts what tells of the image.
+func worded(err error) error {
+	for _, kind := range []error{ext4.ErrCorrupt, ext4.ErrChecksum, ext4.ErrUnsupported, offline.ErrRefused, offline.ErrNotThere, errEnough} {
+		if err == nil || errors.Is(err, kind) {
+			return nil
+		}
+	}
+	return err
+}
+
+var errEnough = errors.New("enough")
+
+// sink takes so many bytes.
+type sink int64
+
+func (s *sink) Write(p []byte) (int, error) {
+	if *s -= sink(len(p)); *s < 0 {
+		return 0, errEnough
+	}
+	return len(p), nil
+}
+
+// catAll reads every file.
+func catAll(path string) error {
+	var names []string
+	err := offline.List(path, offline.Place{}, "/", offline.ListOptions{Recursive: true}, func(f offline.FileInfo) error {
+		if len(names) < 20 {
+			names = append(names, f.Path)
+		}
+		return nil
+	})
+	for _, name := range names {
+		most := sink(32 << 20)
+		err = errors.Join(err, worded(offline.Cat(context.Background(), path, offline.Place{}, name, false, &most)))
+	}
+	return worded(err)
 }
 
 // readable accepts a replay and a refusal in words.
@@ -78,7 +139,7 @@ func (m memory) WriteAt(p []byte, off int64) (int, error) {
 func (m memory) Datasync() error { return nil }
 
 // follows lets a follower read all that it wants, and see writes of parts of the image.
-func follows(_ string, img []byte) error {
+func follows(img []byte) error {
 	f := follow.New(follow.Options{Size: int64(len(img))})
 	f.Reset(0)
 	rnd := rand.New(rand.NewPCG(1, 2))
@@ -145,11 +206,15 @@ func TestCorrupted(t *testing.T) {
 			if err := os.WriteFile(path, img, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			for what, try := range trials {
-				bounded(t, what, func() error { return try(path, append([]byte(nil), img...)) }, int64(len(img)))
+			for what, try := range onBytes {
+				bounded(t, what, func() error { return try(append([]byte(nil), img...)) }, int64(len(img)))
+			}
+			for what, try := range onFiles {
+				bounded(t, what, func() error { return try(path) }, 0)
 			}
 		})
 	}
+	t.Logf("check finds nothing in %d of %d images", healthy.Load(), len(all))
 }
 
 // bounded runs a trial and looks at what it took. copied is what the caller allocates.
