@@ -79,3 +79,33 @@ func TestExt4InfoAndLog(t *testing.T) {
 		}
 	}
 }
+
+// TestExt4Files looks at the files of an image whose journal has to be replayed.
+func TestExt4Files(t *testing.T) {
+	path := dirtyFile(t)
+	to := filepath.Join(t.TempDir(), "restored")
+	var text strings.Builder
+	for _, args := range [][]string{
+		{"ls", path}, {"ls", path, "/", "-l"}, {"ls", path, "c2", "-l"}, {"ls", path, "/none"}, {"ls", path, "-R", "--json"},
+		{"cat", path, "/none"}, {"cat", path, "/"}, {"cat", path},
+		{"check", path},
+		{"restore", path, "/", to}, {"restore", path, "/", to}, {"restore", path, "/none", to + "2"},
+	} {
+		r := kagami(t, append([]string{"ext4"}, args...)...)
+		text.WriteString("$ kagami ext4 " + strings.Join(args, " ") + "\n" + r.err + r.out + "exit " + string(rune('0'+r.code)) + "\n\n")
+	}
+	golden(t, "ext4_files.txt", strings.NewReplacer(path, "IMAGE", to, "DESTINATION").Replace(text.String()))
+	r := kagami(t, "ext4", "cat", path, "/a")
+	if file, err := os.ReadFile(filepath.Join(to, "a")); err != nil || r.code != 0 || r.out != string(file) || len(file) == 0 {
+		t.Errorf("cat: exit %d, %d bytes, restored %d, %v", r.code, len(r.out), len(file), err)
+	}
+}
+
+// TestExt4Names: a guest's names do nothing to a terminal.
+func TestExt4Names(t *testing.T) {
+	for name, want := range map[string]string{"plain.txt": "plain.txt", "with space": "with space", "käse": "käse", "\x1b[2Jx": `"\x1b[2Jx"`, "a\nb": `"a\nb"`, "\xff": `"\xff"`} {
+		if got := printable(name); got != want {
+			t.Errorf("%q is printed as %s", name, got)
+		}
+	}
+}

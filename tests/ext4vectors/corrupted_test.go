@@ -196,6 +196,9 @@ func TestCorrupted(t *testing.T) {
 	if len(all) < 185 {
 		t.Errorf("only %d images", len(all))
 	}
+	if _, err := os.Stat("/dev/shm"); err == nil {
+		t.Setenv("TMPDIR", "/dev/shm") // one of them restores 70,000 folders
+	}
 	for i, name := range all {
 		if !everything && i%sample != 0 {
 			continue
