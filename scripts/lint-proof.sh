@@ -20,7 +20,10 @@ appliance/pki            kagami/appliance/control
 appliance/ship           kagami/appliance/control
 ext4j                    kagami/appliance/control
 ext4j/activelog          kagami/appliance/control
+ext4j/backlog            kagami/appliance/control
+ext4j/browse             kagami/images
 ext4j/changemap          kagami/appliance/control
+ext4j/check              kagami/images
 ext4j/epoch              kagami/appliance/control
 ext4j/follow             kagami/images
 ext4j/jbd2               kagami/appliance/control

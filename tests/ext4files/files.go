@@ -231,7 +231,7 @@ func KernelTree(t testing.TB, dir string) []string {
 		if e.Type()&fs.ModeDevice != 0 {
 			major, minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
 		}
-		out = append(out, Line(rel, st.Mode, st.Uid, st.Gid, uint64(st.Nlink), st.Size, major, minor,
+		out = append(out, Line(rel, st.Mode, st.Uid, st.Gid, st.Nlink, st.Size, major, minor,
 			[]time.Time{time.Unix(st.Atim.Unix()), time.Unix(st.Mtim.Unix()), time.Unix(st.Ctim.Unix())}, content, attrs))
 		return nil
 	})
