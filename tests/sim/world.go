@@ -324,9 +324,10 @@ func (w *World) write(a *attachment, disk uint32, p []byte, off int64, fua bool)
 
 // isDown reports that a life of the daemon was ended by the run.
 func (w *World) isDown(s *source) bool {
+	fenced := s.snapshot().Fenced // before w.mu: whoever saves the state holds its lock, and its hook takes w.mu
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.downed[s] || s.snapshot().Fenced || s == w.src && (w.srcFS.Stopped() || w.broken && errors.Is(s.eng.Err(), errFsync))
+	return w.downed[s] || fenced || s == w.src && (w.srcFS.Stopped() || w.broken && errors.Is(s.eng.Err(), errFsync))
 }
 
 // sourceUp starts the source's daemon; a new VM, if there is none.
