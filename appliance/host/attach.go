@@ -98,10 +98,10 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		case <-ctx.Done():
 		}
 	})
-	s.wg.Go(func() { s.watchProgress(ctx, cancel) })
 	if p.begin {
 		p = s.beginSession(p, resp)
 	}
+	s.wg.Go(func() { s.watchProgress(ctx, cancel) }) // from here on a group that is apart has lost its backlog
 	f := s.g.snapshot()
 	b := sess.Bind(s.eng, resp.Channel, f.Session, func(a wire.Ack) {
 		if a.Flags&wire.AckRefused != 0 {

@@ -311,7 +311,6 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 		case <-ctx.Done():
 		}
 	})
-	s.wg.Go(func() { s.watchProgress(ctx, cancel) })
 	if p.begin {
 		var parted []ext4j.Range
 		if s.snapshot().Apart != 0 {
@@ -329,6 +328,7 @@ func (s *source) attached(ctx context.Context, sess *ship.Session) error {
 			return err
 		}
 	}
+	s.wg.Go(func() { s.watchProgress(ctx, cancel) })
 	s.w.note("source: attached in session %d at %v: %s: %s (%d ranges)", s.snapshot().Session, resp.Pos, p.what, p.why, len(p.scan))
 	b := sess.Bind(&tap{s.eng, s.w.stream, s.w.fail, s.w.mutant}, resp.Channel, s.snapshot().Session, nil)
 	defer b.Unbind()
