@@ -489,6 +489,9 @@ func (w *World) await(what string, done func() bool) error {
 		if err := w.failed(); err != nil {
 			return err
 		}
+		if err := w.revive(); err != nil {
+			return err
+		}
 		if err := w.src.eng.Err(); err != nil {
 			return fmt.Errorf("the source ended: %w", err)
 		}
@@ -498,6 +501,19 @@ func (w *World) await(what string, done func() bool) error {
 	}
 	return fmt.Errorf("%v later it is still not so that %s: %d requests wait; source %+v; replica %+v; link %+v",
 		patience, what, w.busy.Load(), w.src.eng.Stats(), w.rep.group.Status(), w.src.link.Status())
+}
+
+// revive restarts a replica that an fsync has ended which had failed before: what prepares segments of
+// a spool ahead is heard of only when one of them is needed.
+func (w *World) revive() error {
+	err := w.rep.group.Status().Err
+	if !errors.Is(err, errFsync) {
+		return nil
+	}
+	w.note("replica has failed: %v", err)
+	w.repFS.Forgive()
+	w.replicaDown(w.rng.IntN(2) == 0)
+	return w.replicaUp()
 }
 
 // equal compares the images of both sites when everything is acknowledged.
