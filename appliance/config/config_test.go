@@ -58,7 +58,7 @@ func TestMinimalHasAllDefaults(t *testing.T) {
 		Verify:  Verify{Rate: 32 << 20},
 		Limits: Limits{
 			QueueBytes: 16 << 20, InflightBytes: 8 << 20, SpoolBytes: 2 << 30, SegmentBytes: 64 << 20,
-			ActiveLogBytes: 1 << 30, EpochBytes: 4 << 20, ApplyBytes: 64 << 20,
+			ActiveLogBytes: 1 << 30, BacklogBytes: 4 << 30, EpochBytes: 4 << 20, ApplyBytes: 64 << 20,
 			EpochAge: time.Second, ApplyAge: 2 * time.Second, Heartbeat: time.Second,
 			LinkTimeout: 5 * time.Second, ReconnectDelay: time.Hour, Compression: "zstd",
 		},

@@ -15,7 +15,7 @@ func TestEnvOverridesEveryScalar(t *testing.T) {
 			"control.socket": "/x/c", "control.group": "wheel", "tls.ca": "/x/ca", "tls.cert": "/x/cert", "tls.key": "/x/key",
 			"libvirt.uri": "qemu:///session", "libvirt.socket_group": "kvm", "libvirt.enabled": "false", "ext4.follow": "false", "ext4.local_flushes": "false", "verify.every": "24h", "verify.rate": "64MiB", "libvirt.emulation": "kvm",
 			"limits.queue_bytes": "17MiB", "limits.inflight_bytes": "9MiB", "limits.spool_bytes": "3GiB", "limits.segment_bytes": "32MiB",
-			"limits.active_log_bytes": "2GiB", "limits.epoch_bytes": "5MiB", "limits.apply_bytes": "65MiB",
+			"limits.active_log_bytes": "2GiB", "limits.backlog_bytes": "3GiB", "limits.resync_rate": "7MiB", "limits.epoch_bytes": "5MiB", "limits.apply_bytes": "65MiB",
 			"limits.epoch_age": "3s", "limits.apply_age": "3s", "limits.heartbeat": "2s", "limits.link_timeout": "9s",
 			"limits.reconnect_delay": "2h", "limits.compression": "none", "log.level": "warn", "log.format": "json",
 		}[key]

@@ -185,6 +185,7 @@ func TestRefused(t *testing.T) {
 		{"epoch_age: 1s", "segment_bytes: 1GiB", `k.yaml:52: limits.spool_bytes: "2GiB": must hold at least 4 segments of segment_bytes (1GiB)`},
 		{"epoch_age: 1s", "segment_bytes: 1048577B", `k.yaml:53: limits.segment_bytes: "1048577B": allowed: a multiple of 4KiB`},
 		{"epoch_age: 1s", "active_log_bytes: 1048577B", `k.yaml:53: limits.active_log_bytes: "1048577B": allowed: a multiple of a region, 1MiB`},
+		{"epoch_age: 1s", "backlog_bytes: 2MiB", `k.yaml:53: limits.backlog_bytes: "2MiB": allowed: 0, or at least queue_bytes (16MiB)`},
 		{"epoch_age: 1s", "epoch_bytes: 32MiB", `k.yaml:53: limits.epoch_bytes: "32MiB": must not exceed queue_bytes (16MiB)`},
 		{"epoch_age: 1s", "apply_bytes: 2GiB", `k.yaml:53: limits.apply_bytes: "2GiB": must not exceed half of spool_bytes (2GiB)`},
 		{"epoch_age: 1s", "link_timeout: 1s", `k.yaml:53: limits.link_timeout: "1s": must be at least twice heartbeat (1s)`},
