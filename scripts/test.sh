@@ -32,13 +32,13 @@ unit() {
 	tests -race -timeout 20m $packages
 }
 
-# Packages whose crash tests and simulations play fewer seeds under the race
-# detector: here all. They say so by a file norace_test.go.
+# Packages whose crash tests, simulations and outages play fewer seeds, or in fewer
+# ways, under the race detector: here all. They say so by a file norace_test.go.
 seeds() {
 	local packages
 	packages=$(find . -name norace_test.go -printf '%h\n' | sort) || return 1
 	# shellcheck disable=SC2086
-	tests -timeout 30m -run 'Crash|Seeds|Mutants|Scripts|Corrupted' $packages
+	tests -timeout 30m -run 'Crash|Seeds|Mutants|Scripts|Corrupted|Continue$|BacklogGivenUp|NoSpaceForState' $packages
 }
 
 # The VMs of the end-to-end tests need the machine for themselves; they run a
