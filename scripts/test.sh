@@ -29,7 +29,7 @@ unit() {
 	local packages
 	packages=$($GO list ./... | grep -v '/tests/e2e') || return 1
 	# shellcheck disable=SC2086 # a list of words
-	tests -race -timeout 20m $packages
+	tests -race -timeout 30m $packages
 }
 
 # Packages whose crash tests, simulations and outages play fewer seeds, or in fewer
