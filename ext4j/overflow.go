@@ -26,13 +26,17 @@ type Store interface {
 // is guarded by Group.mu; the store is the goroutine's that moves them (Group.pump).
 type overflow struct {
 	store  Store
-	event  func(error)
+	event  func(error)    // told by pump
 	wait   []epoch.Record // for the store
 	bytes  int64          // of wait, see cost
 	stored int64          // Store.Bytes after the last move
 	n      int            // records: of wait, of the store, and those that are being moved
 	next   epoch.LSN      // the LSN after the newest of them, while there are any
 	full   bool           // the store refused some
+	told   bool           // of that
+	drain  bool           // CatchUp: more may leave than comes
+	came   int64          // since then, by clients, bytes
+	left   int64          // to the queue
 }
 
 // overflowBatch is what is moved at once, bytes.
@@ -75,6 +79,9 @@ func (g *Group) overflowRoomLocked(n int64) bool {
 	if o.n == 0 && g.queueRoomLocked(n) {
 		return true
 	}
+	if o.drain && o.n > 0 && o.came+n > o.left/2+g.limits.QueueBytes/4 {
+		return false
+	}
 	return o.bytes == 0 || o.bytes+n+recordOverhead <= max(overflowBatch, g.limits.QueueBytes/4)
 }
 
@@ -86,6 +93,7 @@ func (g *Group) overflowLocked(r epoch.Record) {
 	}
 	o.wait = append(o.wait, r)
 	o.bytes += cost(&r)
+	o.came += cost(&r)
 	o.n, o.next = o.n+1, r.LSN+1
 }
 
@@ -110,10 +118,14 @@ func (g *Group) pump(o *overflow) {
 		if err == nil {
 			continue
 		}
-		if !errors.Is(err, backlog.ErrFull) {
+		full := errors.Is(err, backlog.ErrFull)
+		if !full {
 			g.loseOverflow(o)
 		}
-		o.event(err)
+		if !full || !o.told {
+			o.event(err)
+		}
+		o.told = full
 	}
 }
 
@@ -160,9 +172,19 @@ func (g *Group) passOnLocked(o *overflow) {
 	for ; n < len(o.wait) && g.passesLocked(&o.wait[n]); n++ {
 		g.q.push(o.wait[n])
 	}
+	was := o.bytes
 	o.leave(n)
-	o.n -= n
+	o.n, o.left = o.n-n, o.left+was-o.bytes
+	g.endOverflowLocked(o)
 	g.cond.Broadcast()
+}
+
+// endOverflowLocked ends an overflow that CatchUp waits for, in the moment in which the queue has everything: a
+// moment later clients may have filled the queue again.
+func (g *Group) endOverflowLocked(o *overflow) {
+	if o.drain && o.n == 0 {
+		g.over = nil // the pump sees it
+	}
 }
 
 // leave drops the front of wait.
@@ -185,8 +207,10 @@ func (g *Group) moved(o *overflow, recs []epoch.Record, err error) {
 	}
 	for _, r := range recs {
 		g.q.push(r)
+		o.left += cost(&r)
 	}
 	o.n, o.stored, o.full = o.n-len(recs), o.store.Bytes(), false
+	g.endOverflowLocked(o)
 	g.cond.Broadcast()
 	g.callWakeLocked()
 }
@@ -220,7 +244,11 @@ const catchUpTick = 20 * time.Millisecond
 // CatchUp waits until the queue has every record again, and ends the overflow then: clients
 // wait for room in the queue as usual. left is told how many bytes are not in the
 // queue yet. It is an error when the group goes apart meanwhile.
+//
+// So that it ends, clients may add no more than half of what leaves for the queue.
 func (g *Group) CatchUp(ctx context.Context, left func(int64)) error {
+	g.setDrain(true)
+	defer g.setDrain(false)
 	tick := time.NewTicker(catchUpTick)
 	defer tick.Stop()
 	for {
@@ -234,6 +262,15 @@ func (g *Group) CatchUp(ctx context.Context, left func(int64)) error {
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
+	}
+}
+
+func (g *Group) setDrain(v bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if o := g.over; o != nil {
+		o.drain, o.came, o.left = v, 0, 0
+		g.cond.Broadcast()
 	}
 }
 

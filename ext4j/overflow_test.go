@@ -83,17 +83,21 @@ func TestOverflowKeepsTheHistory(t *testing.T) {
 			t.Fatal("the session does not go on")
 		}
 		done := r.call(func() error { return r.g.CatchUp(t.Context(), func(int64) {}) })
-		for i := 0; !done.returned(); i++ {
-			if i < 100 {
+		guest := r.call(func() error { // waits for room now and then
+			for range 100 {
 				write()
+				time.Sleep(catchUpTick)
 			}
+			return nil
+		})
+		for !done.returned() || !guest.returned() {
 			if last := r.ship(); last > 0 {
 				r.ack(1, last)
 			}
 			time.Sleep(catchUpTick)
 			synctest.Wait()
 		}
-		must(t, done.wait())
+		must(t, errors.Join(done.wait(), guest.wait()))
 		if s := r.g.Stats(); s.Overflow || !s.Alone || s.BacklogBytes != 0 {
 			t.Fatalf("caught up: %+v", s)
 		}
@@ -303,5 +307,57 @@ func TestOverflowOfLargeEpochs(t *testing.T) {
 		}
 		must(t, r.g.CatchUp(t.Context(), func(int64) {}))
 		r.sameAsShipped()
+	})
+}
+
+// TestCatchUpEnds: clients that write all the time, faster than the line carries, do not keep the replica from
+// having everything.
+func TestCatchUpEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t, Options{Limits: Limits{QueueBytes: 64 << 10, EpochBytes: 16 << 10}})
+		defer r.close()
+		events, _ := r.overflows(4 << 20)
+		stop := make(chan struct{})
+		for w := range 3 {
+			r.call(func() error {
+				for i := 0; ; i++ {
+					select {
+					case <-stop:
+						return nil
+					default:
+					}
+					if err := r.disk[w%2].WriteAt(fill(4096, byte(i)), int64(i%200)*4096, false); err != nil {
+						return err
+					}
+					time.Sleep(time.Millisecond)
+				}
+			})
+		}
+		time.Sleep(3 * time.Second) // it is full by then
+		r.g.Resume(0)
+		began := time.Now()
+		done := r.call(func() error { return r.g.CatchUp(t.Context(), func(int64) {}) })
+		for !done.returned() {
+			for range 10 { // 40 KiB each 50 ms: a fifteenth of what the clients would write
+				run := r.g.Take(1, 1)
+				r.sent = append(r.sent, run...)
+			}
+			for i := len(r.sent) - 1; i >= 0; i-- {
+				if r.sent[i].Type == epoch.TypeClose {
+					must(t, r.g.Acked(1, r.sent[len(r.sent)-1].LSN, r.sent[i].LSN))
+					break
+				}
+			}
+			if time.Sleep(50 * time.Millisecond); time.Since(began) > time.Minute {
+				t.Fatalf("it does not end: %+v", r.g.Stats())
+			}
+		}
+		must(t, done.wait())
+		close(stop)
+		synctest.Wait()
+		r.drainTo()
+		if n := len(events); n != 1 {
+			t.Errorf("told %d times that it is full", n)
+		}
 	})
 }
