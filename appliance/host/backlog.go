@@ -39,7 +39,11 @@ func (s *source) keepBacklog(f *groupFile) bool {
 
 // backlogEvent hears that the backlog is full, or lost.
 func (s *source) backlogEvent(err error) {
-	s.g.note(fmt.Sprintf("while site %s is away: %v; after that, what is written is compared when it is back", s.g.snapshot().Peer, err))
+	what := "what is written from now on is compared when site %s is back"
+	if errors.Is(err, backlog.ErrFull) {
+		what = "clients wait until site %s has taken some of it; if that is away, what is written is compared when it is back"
+	}
+	s.g.note(fmt.Sprintf("%v: "+what, err, s.g.snapshot().Peer))
 	s.signal()
 }
 

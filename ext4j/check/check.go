@@ -41,7 +41,10 @@ func (r *Report) Clean() bool { return len(r.Problems) == 0 }
 // Run checks a file system. progress, if not nil, is told of groups that were looked at. An error means that
 // the check could not be made; damage is in the report.
 func Run(ctx context.Context, fs *ext4.FS, progress func(done, total int)) (Report, error) {
-	c := &checker{ctx: ctx, fs: fs, used: newBits(fs.Blocks), marked: newBits(fs.Blocks), inodes: newBits(uint64(fs.Inodes) + 1),
+	if uint64(fs.Inodes)*uint64(fs.InodeSize) > fs.Blocks*uint64(fs.BlockSize) { // also bounds the memory below by the image's size
+		return Report{Problems: []Problem{{"superblock", fmt.Sprintf("%d inodes of %d bytes do not fit %d blocks", fs.Inodes, fs.InodeSize, fs.Blocks)}}}, nil
+	}
+	c := &checker{ctx: ctx, fs: fs, used: newBits(fs.Blocks), marked: newBits(fs.Blocks),
 		found: newBits(uint64(fs.Inodes) + 1), links: make([]uint16, uint64(fs.Inodes)+1), names: make([]uint16, uint64(fs.Inodes)+1), xattrs: map[uint64]bool{}}
 	c.rep.Problems = []Problem{}
 	if err := c.run(progress); err != nil {
@@ -65,7 +68,6 @@ type checker struct {
 	used   bits            // blocks that something claims
 	claims uint64          // so many in all
 	marked bits            // blocks that a bitmap calls used
-	inodes bits            // inodes that a bitmap calls used
 	found  bits            // inodes that are in use
 	links  []uint16        // of each inode: its link count
 	names  []uint16        // how many names it has, at most 65535

@@ -119,6 +119,25 @@ func damageName(t *testing.T, img []byte, name string) {
 	img[at]++
 }
 
+// TestTooManyInodes: what a superblock claims takes no memory that the image does not have.
+func TestTooManyInodes(t *testing.T) {
+	image := ext4files.Empty(t, ext4files.Kind{MiB: 16, Mkfs: []string{"-t", "ext4", "-b", "1024", "-g", "256", "-N", "8000", "-O", "^resize_inode,^metadata_csum,^has_journal"}})
+	img, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	super := img[1024:]
+	groups := binary.LittleEndian.Uint32(super) / binary.LittleEndian.Uint32(super[0x28:])
+	binary.LittleEndian.PutUint32(super[0x28:], 8192)
+	binary.LittleEndian.PutUint32(super, 8192*groups)
+	if err := os.WriteFile(image, img, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if rep := checked(t, image); len(rep.Problems) != 1 || !strings.Contains(rep.Problems[0].What, "do not fit") {
+		t.Errorf("%+v", rep.Problems)
+	}
+}
+
 // TestCopies: copies of the superblock are looked at.
 func TestCopies(t *testing.T) {
 	image, _ := ext4files.Made(t, ext4files.Kind{Name: "1k", MiB: 48, Mkfs: []string{"-t", "ext4", "-b", "1024"}})

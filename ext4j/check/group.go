@@ -80,7 +80,6 @@ func (c *checker) inodeTable(g uint32, d ext4.GroupDesc, where string) error {
 			free++
 			continue
 		}
-		c.inodes.set(uint64(n))
 		dir, err := c.inode(n)
 		if err != nil {
 			return err

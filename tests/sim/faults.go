@@ -9,18 +9,25 @@ import (
 // errFsync is what a broken fsync returns.
 var errFsync = errors.New("the fsync fails")
 
+// leave leaves a machine's disk at most so much room, or less, at random; false: it has stopped just now.
+func (w *World) leave(f *fault.FS, dir string, most int64) (left int64, ok bool) {
+	const plenty = 1 << 40
+	f.SetCapacity(plenty)
+	free, err := f.Free(dir)
+	if err != nil {
+		return 0, false
+	}
+	left = w.rng.Int64N(most)
+	f.SetCapacity(plenty - free + left)
+	return left, true
+}
+
 // fill leaves the replica's disk little room, until makeRoom.
 func (w *World) fill() {
-	const plenty = 1 << 40
-	w.repFS.SetCapacity(plenty)
-	free, err := w.repFS.Free(replicaDir)
-	if err != nil {
-		return // it has stopped just now
+	if left, ok := w.leave(w.repFS, replicaDir, 1<<20); ok {
+		w.note("the replica's disk is full but for %d bytes", left)
+		w.full = true
 	}
-	left := w.rng.Int64N(1 << 20)
-	w.note("the replica's disk is full but for %d bytes", left)
-	w.full = true
-	w.repFS.SetCapacity(plenty - free + left)
 }
 
 func (w *World) makeRoom() {
@@ -33,18 +40,13 @@ func (w *World) makeRoom() {
 
 // fillHere leaves the source's disk little room, until makeRoomHere.
 func (w *World) fillHere() {
-	const plenty = 1 << 40
-	w.srcFS.SetCapacity(plenty)
-	free, err := w.srcFS.Free(sourceDir)
-	if err != nil {
-		return // it has stopped just now
-	}
-	left := w.rng.Int64N(200 << 10)
-	w.note("the source's disk is full but for %d bytes", left)
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.fullHere, w.wasFull = true, true
-	w.srcFS.SetCapacity(plenty - free + left)
+	w.wasFull = true // before a request can meet it
+	w.mu.Unlock()
+	if left, ok := w.leave(w.srcFS, sourceDir, 200<<10); ok {
+		w.note("the source's disk is full but for %d bytes", left)
+		w.fullHere = true
+	}
 }
 
 func (w *World) makeRoomHere() {
